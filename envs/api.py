@@ -1,0 +1,157 @@
+"""The types every simulator, policy and table share: observations, actions, benchmarks.
+
+Kept importable on Python 3.8 with numpy alone, because simulator children import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Protocol, Tuple
+
+import numpy as np
+
+ACTION_DIM = 7
+"""xyz translation delta (3), rotation delta (3), gripper (1); the paper's A.1."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at a replan.
+
+    image: uint8 [H, W, 3], RGB, upright as the benchmark's published data shows it.
+    views, state: extra cameras and proprioception; withheld unless a policy declares them.
+    """
+
+    image: np.ndarray
+    instruction: str
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    state: Optional[np.ndarray] = None
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """Units, frame and gripper sign of a float32 [7] action.
+
+    translation: metres that a value of 1.0 moves, or "m" scale 1.0 for plain metres.
+    rotation: "euler" or "axis_angle"; rotation_scale is radians per 1.0.
+    gripper_close: the value that closes the gripper (+1 or -1).
+    """
+
+    translation_scale: float
+    rotation: str
+    rotation_scale: float
+    gripper_close: int
+    frame: str = "base"
+
+    def require_same(self, other: "ActionSpec", mine: str, theirs: str) -> None:
+        """Raise ValueError naming each field in which two specs differ."""
+        pairs = zip(dataclasses.fields(self), dataclasses.astuple(self), dataclasses.astuple(other))
+        wrong = [f"{f.name}: {mine} has {a!r}, {theirs} has {b!r}" for f, a, b in pairs if a != b]
+        if wrong:
+            raise ValueError(f"actions of {mine} do not fit {theirs}: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How long and how fast a benchmark's policies are trained (paper A.2.1, A.2.2)."""
+
+    steps: int
+    batch: int
+    lr: float
+    checkpoints: Tuple[int, ...]
+    """Steps whose checkpoints are evaluated, ascending; the last equals `steps`."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One row per benchmark: its tasks, protocol and training recipe.
+
+    simulator: module in `envs` with the adapter class; `simulator_args` goes to its constructor.
+    step_limits: control steps per task, or one number for all under the key "*".
+    horizons: actions executed of a predicted chunk before looking again (full, half, one).
+    """
+
+    name: str
+    simulator: str
+    tasks: Tuple[str, ...]
+    trials: int
+    chunk: int
+    horizons: Tuple[int, ...]
+    step_limits: Mapping[str, int]
+    action_spec: ActionSpec
+    recipe: TrainingRecipe
+    dataset: str
+    success_rule: str = "any_step"
+    simulator_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def step_limit(self, task: str) -> int:
+        return self.step_limits.get(task, self.step_limits.get("*", 0))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one executed chunk of actions led to.
+
+    observation: the frame after the last executed step (also at the episode's end).
+    done: success under the benchmark's rule, or the step limit was reached.
+    success: under the benchmark's rule; success_any: at some step so far in this episode;
+    success_last: at the last executed step.
+    steps: control steps executed in this chunk (fewer than len(actions) when done early).
+    frames: uint8 [H, W, 3] per executed step when recording, else empty.
+    """
+
+    observation: Observation
+    done: bool
+    success: bool
+    success_any: bool
+    success_last: bool
+    steps: int
+    frames: Tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One expert episode; images[t] is what a policy sees before actions[t].
+
+    images: uint8 [T, H, W, 3]; actions: float32 [T, 7] in the benchmark's ActionSpec.
+    """
+
+    instruction: str
+    images: np.ndarray
+    actions: np.ndarray
+    success: bool
+    steps: int
+
+
+class Simulator(Protocol):
+    """One simulator inside its child process; one episode at a time.
+
+    Every adapter class takes its Benchmark row. `reset` seeds everything that can change
+    the episode from its arguments alone, so episodes do not depend on their predecessors.
+    """
+
+    def reset(self, task: str, initial_state: int, seed: int, record: bool) -> Observation: ...
+
+    def execute(self, actions: np.ndarray) -> StepResult:
+        """Run actions float32 [k, 7] up to success or the step limit; render the last only."""
+        ...
+
+    def fingerprint(self) -> Dict[str, str]:
+        """Package versions, renderer and assets hash: what can change an outcome."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def did_you_mean(kind: str, name: str, known: "Mapping[str, Any] | Tuple[str, ...]") -> ValueError:
+    """The error for an unknown name: says what was asked, the closest match and all choices."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(sorted(known))}.")
+
+
+def as_json(value: Any) -> Dict[str, Any]:
+    """A dataclass as plain JSON types (tuples become lists)."""
+    return dataclasses.asdict(value)

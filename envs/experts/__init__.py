@@ -1,0 +1,1 @@
+"""Scripted demonstrators: they see the simulator's state, policies see only images."""

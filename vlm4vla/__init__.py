@@ -1,0 +1,1 @@
+"""The science: backbones, policies, training loop, study and statistics. Never imports ray."""

@@ -1,0 +1,74 @@
+"""`Run`: everything that changes a policy's weights, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from envs.api import Benchmark, TrainingRecipe
+
+SCHEMA = 1
+"""Version of the run's fields; part of every id, raised when their meaning changes."""
+
+FREEZE_GROUPS = ("vision", "embed", "llm")
+INITS = ("pretrained", "scratch")
+PROFILES = ("paper", "official")
+PROMPTS = ("native", "short")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. `None` means "as the benchmark's recipe says"; `resolved` fills it in.
+
+    freeze: groups that get no gradient (Table 3). init: Table 8. prompt: Table 6.
+    image_px: Table 7. aux: id of the auxiliary stage the backbone starts from (Table 10).
+    """
+
+    backbone: str
+    benchmark: str
+    policy: str = "action_query"
+    aux: str | None = None
+    freeze: tuple[str, ...] = ()
+    init: str = "pretrained"
+    lr: float | None = None
+    steps: int | None = None
+    batch: int | None = None
+    prompt: str = "native"
+    image_px: int = 224
+    profile: str = "paper"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "freeze", tuple(sorted(set(self.freeze))))
+        for name, value, known in (
+            *(("freeze", group, FREEZE_GROUPS) for group in self.freeze),
+            ("init", self.init, INITS),
+            ("profile", self.profile, PROFILES),
+            ("prompt", self.prompt, PROMPTS),
+        ):
+            if value not in known:
+                raise ValueError(f"Run.{name}: {value!r} is not one of {', '.join(known)}.")
+
+    def resolved(self, recipe: TrainingRecipe) -> Run:
+        """The run with every `None` replaced by the benchmark's value."""
+        return dataclasses.replace(
+            self,
+            lr=recipe.lr if self.lr is None else self.lr,
+            steps=recipe.steps if self.steps is None else self.steps,
+            batch=recipe.batch if self.batch is None else self.batch,
+        )
+
+    def id(self, benchmark: Benchmark) -> str:
+        """16 hex digits of the resolved run: an explicit default *is* the default run."""
+        if benchmark.name != self.benchmark:
+            raise ValueError(f"run is on {self.benchmark!r}, not on {benchmark.name!r}")
+        fields = dataclasses.asdict(self.resolved(benchmark.recipe))
+        return stable_hash({"schema": SCHEMA, **fields})[:16]
+
+
+def stable_hash(value: object) -> str:
+    """sha256 of the canonical JSON of plain values; floats by their shortest repr."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
