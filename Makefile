@@ -1,0 +1,46 @@
+# One obvious command for each chore. Targets that need packages build .venv first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight clean
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v g++ >/dev/null || { echo "DeepSpeed compiles a small module on first use: install g++"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation -c constraints.txt deepspeed
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+setup: $(READY)  ## build .venv with everything the main job needs
+
+sweep: $(READY)  ## the main job: train and evaluate tiny backbones on the tabletop
+	$(BIN)/python jobs/backbone_sweep.py --preset laptop
+
+test: $(READY)  ## the suite for every change
+	$(BIN)/python -m pytest -q
+
+test-full: $(READY)  ## the suite with its long tests: faults, soak, end to end
+	$(BIN)/python -m pytest -q -m 'full or not full'
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+typecheck: $(READY)
+	$(BIN)/mypy
+
+libero calvin simpler: $(READY)  ## a simulator's own interpreter; SRC=PATH takes checkouts on disk
+	bash infra/simulators/setup.sh $@ $(SRC)
+
+simulators: libero calvin simpler
+
+preflight: $(READY)  ## start each installed simulator, render a frame, say what is wrong
+	$(BIN)/python -m envs preflight
+
+clean:
+	rm -rf .venv build *.egg-info
