@@ -1,0 +1,19 @@
+"""Every benchmark by name. A new one is a row in its simulator's file, merged here."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+from envs import tabletop
+from envs.api import Benchmark, did_you_mean
+
+BENCHMARKS: Dict[str, Benchmark] = {
+    **tabletop.BENCHMARKS,
+}
+
+
+def benchmark(name: str) -> Benchmark:
+    """The row of a benchmark; ValueError with the closest name for an unknown one."""
+    if name not in BENCHMARKS:
+        raise did_you_mean("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]

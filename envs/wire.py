@@ -1,0 +1,238 @@
+"""The messages between a simulator's child process and its supervisor.
+
+A message is a prefix (magic, header size, body size), a JSON header and the raw bytes of its
+arrays in the header's order. Nothing is pickled, every size is checked before memory is taken.
+Imported by the child: Python 3.8, standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from envs.api import Demonstration, Observation, StepResult
+
+MAGIC = b"VLA1"
+MAX_HEADER = 1 << 20
+MAX_BODY = 1 << 30
+DTYPES = ("uint8", "bool", "int32", "int64", "float32", "float64")
+VIEW = "view:"
+"""Prefix that tells a named extra view from an observation's own arrays."""
+
+_PREFIX = struct.Struct("!4sIQ")
+_SKIP_BYTES = 1 << 16
+
+
+class WireError(Exception):
+    """A malformed message. `fatal`: the stream's framing is lost, so it cannot go on."""
+
+    def __init__(self, reason: str, fatal: bool = False) -> None:
+        super().__init__(reason)
+        self.fatal = fatal
+
+
+class ConnectionClosed(Exception):  # noqa: N818 an event, named as one
+    """The other side closed its end, or died."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A kind, JSON data and named arrays."""
+
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:
+        """A field of the data; WireError when it is missing."""
+        if name not in self.data:
+            raise WireError(f"message {self.kind!r} lacks the field {name!r}")
+        return self.data[name]
+
+    def array(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            raise WireError(f"message {self.kind!r} lacks the array {name!r}")
+        return self.arrays[name]
+
+
+def send(sock: socket.socket, message: Message, deadline: Optional[float] = None) -> None:
+    """Write one message; `deadline` is a time.monotonic() value.
+
+    Errors: TimeoutError past the deadline, ConnectionClosed when nobody reads any more.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in message.arrays.items()}
+    layout = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+    body_size = sum(_array_size(*entry) for entry in layout)
+    text = json.dumps([message.kind, message.data, layout], default=_plain).encode()
+    if len(text) > MAX_HEADER or body_size > MAX_BODY:
+        raise WireError(f"message {message.kind!r} is too large: {len(text)} + {body_size} bytes")
+    _write(sock, memoryview(_PREFIX.pack(MAGIC, len(text), body_size) + text), deadline)
+    for array in arrays.values():
+        _write(sock, _bytes_of(array), deadline)
+
+
+def receive(sock: socket.socket, deadline: Optional[float] = None) -> Message:
+    """Read one message.
+
+    Errors: WireError for a malformed one (its body is skipped unless the error is fatal),
+    ConnectionClosed at the stream's end, TimeoutError past the deadline.
+    """
+    prefix = bytearray(_PREFIX.size)
+    _fill(sock, memoryview(prefix), deadline)
+    magic, header_size, body_size = _PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise WireError(f"a message starts with {bytes(magic)!r}, not {MAGIC!r}", fatal=True)
+    if header_size > MAX_HEADER or body_size > MAX_BODY:
+        sizes = (
+            f"header {header_size} (at most {MAX_HEADER}), body {body_size} (at most {MAX_BODY})"
+        )
+        raise WireError(f"a message declares too many bytes: {sizes}", fatal=True)
+    header = bytearray(header_size)
+    _fill(sock, memoryview(header), deadline)
+    try:
+        kind, data, layout = _parse_header(bytes(header), body_size)
+    except WireError:
+        _skip(sock, body_size, deadline)
+        raise
+    return Message(kind, data, _read_arrays(sock, layout, deadline))
+
+
+Layout = List[Tuple[str, str, Tuple[int, ...]]]
+
+
+def _read_arrays(
+    sock: socket.socket, layout: Layout, deadline: Optional[float]
+) -> Dict[str, np.ndarray]:
+    arrays = {}
+    for name, dtype, shape in layout:
+        arrays[name] = np.empty(shape, dtype)
+        _fill(sock, _bytes_of(arrays[name]), deadline)
+    return arrays
+
+
+def _parse_header(text: bytes, body_size: int) -> Tuple[str, Dict[str, Any], Layout]:
+    try:
+        kind, data, raw_layout = json.loads(text.decode("utf-8"))
+        layout = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in raw_layout]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WireError(
+            f"a message's header is not [kind, data, arrays] as JSON: {error}"
+        ) from None
+    if not isinstance(kind, str) or not isinstance(data, dict):
+        raise WireError("a message's header needs a string kind and an object of data")
+    declared = sum(_array_size(*entry) for entry in layout)
+    if declared != body_size:
+        raise WireError(f"message {kind!r}: arrays need {declared} bytes, its body has {body_size}")
+    return kind, data, layout
+
+
+def _array_size(name: str, dtype: str, shape: Tuple[Any, ...]) -> int:
+    if dtype not in DTYPES:
+        raise WireError(f"array {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_BODY for n in shape):
+        raise WireError(f"array {name!r} has an impossible shape {list(shape)!r}")
+    size = np.dtype(dtype).itemsize
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars, which simulators like to return, as JSON numbers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a message cannot carry a {type(value).__name__} in its header")
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _write(sock: socket.socket, view: memoryview, deadline: Optional[float]) -> None:
+    _arm(sock, deadline)
+    try:
+        sock.sendall(view)
+    except (BrokenPipeError, ConnectionResetError):
+        raise ConnectionClosed from None
+
+
+def _fill(sock: socket.socket, view: memoryview, deadline: Optional[float]) -> None:
+    filled = 0
+    while filled < len(view):
+        _arm(sock, deadline)
+        try:
+            count = sock.recv_into(view[filled:])
+        except ConnectionResetError:
+            count = 0
+        if count == 0:
+            raise ConnectionClosed
+        filled += count
+
+
+def _skip(sock: socket.socket, size: int, deadline: Optional[float]) -> None:
+    scratch = memoryview(bytearray(min(size, _SKIP_BYTES)))
+    while size > 0:
+        part = scratch[: min(size, len(scratch))]
+        _fill(sock, part, deadline)
+        size -= len(part)
+
+
+def _arm(sock: socket.socket, deadline: Optional[float]) -> None:
+    """Give the socket the time that is left; a passed deadline still gets one quick try."""
+    if deadline is not None:
+        sock.settimeout(max(deadline - time.monotonic(), 1e-3))
+
+
+def observation_message(observation: Observation) -> Message:
+    arrays = {"image": observation.image}
+    if observation.state is not None:
+        arrays["state"] = observation.state
+    arrays.update({VIEW + name: view for name, view in observation.views.items()})
+    return Message("observation", {"instruction": observation.instruction}, arrays)
+
+
+def observation_of(message: Message) -> Observation:
+    arrays = message.arrays
+    views = {name[len(VIEW) :]: array for name, array in arrays.items() if name.startswith(VIEW)}
+    return Observation(arrays["image"], message.data["instruction"], views, arrays.get("state"))
+
+
+def step_message(result: StepResult) -> Message:
+    observation = observation_message(result.observation)
+    arrays = dict(observation.arrays)
+    if result.frames:
+        arrays["frames"] = np.stack(result.frames)
+    outcome = {name: getattr(result, name) for name in _OUTCOME}
+    return Message("step", {**observation.data, **outcome}, arrays)
+
+
+_OUTCOME = ("done", "success", "success_any", "success_last", "steps")
+
+
+def step_of(message: Message) -> StepResult:
+    outcome = {name: message.data[name] for name in _OUTCOME}
+    frames = tuple(message.arrays.get("frames", ()))
+    return StepResult(observation=observation_of(message), frames=frames, **outcome)
+
+
+def demonstration_message(demonstration: Demonstration) -> Message:
+    data = {name: getattr(demonstration, name) for name in ("instruction", "success", "steps")}
+    arrays = {"images": demonstration.images, "actions": demonstration.actions}
+    return Message("demonstration", data, arrays)
+
+
+def demonstration_of(message: Message) -> Demonstration:
+    data, arrays = message.data, message.arrays
+    return Demonstration(
+        instruction=data["instruction"],
+        images=arrays["images"],
+        actions=arrays["actions"],
+        success=data["success"],
+        steps=data["steps"],
+    )

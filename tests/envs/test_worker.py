@@ -1,0 +1,150 @@
+"""The wire format and the worker's answers to what it should never be sent."""
+
+import ast
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs import wire
+from envs.api import Demonstration, Observation, StepResult, as_json
+from envs.child import ROOT
+from envs.wire import Message
+from envs.worker import Session, benchmark_of, load_adapter
+from tests.envs.fake_simulator import ROW
+
+CHILD_FILES = ("api", "wire", "worker", "tabletop", "libero", "calvin", "simpler")
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def through(pair, message):
+    wire.send(pair[0], message)
+    return wire.receive(pair[1])
+
+
+def raw(header: bytes, body: bytes = b"", magic: bytes = wire.MAGIC) -> bytes:
+    return struct.pack("!4sIQ", magic, len(header), len(body)) + header + body
+
+
+def test_a_message_survives_the_wire(pair):
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "none": np.zeros((0, 3), np.uint8),
+    }
+    got = through(pair, Message("kind", {"n": np.int64(3), "yes": np.bool_(True)}, arrays))
+    assert (got.kind, got.data) == ("kind", {"n": 3, "yes": True})
+    assert all(np.array_equal(got.arrays[name], array) for name, array in arrays.items())
+
+
+def test_observations_results_and_demonstrations_survive(pair):
+    image = np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8)
+    observation = Observation(image, "pick", {"wrist": image[::-1]}, np.ones(3))
+    seen = wire.observation_of(through(pair, wire.observation_message(observation)))
+    assert np.array_equal(seen.views["wrist"], image[::-1])
+    assert np.array_equal(seen.state, np.ones(3))
+    result = StepResult(observation, True, False, True, False, 3, (image, image + 1))
+    got = wire.step_of(through(pair, wire.step_message(result)))
+    assert (got.done, got.success, got.success_any, got.success_last, got.steps) == (
+        (True, False, True, False, 3)
+    )
+    assert np.array_equal(got.frames[1], image + 1)
+    demonstration = Demonstration("go", image[None], np.ones((1, 7), np.float32), True, 1)
+    got = wire.demonstration_of(through(pair, wire.demonstration_message(demonstration)))
+    assert got.success
+    assert np.array_equal(got.images, image[None])
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "fatal"),
+    [
+        (raw(b"not json"), "not [kind, data, arrays]", False),
+        (raw(b'["reset", {}]'), "not [kind, data, arrays]", False),
+        (raw(b"\xff\xfe[]"), "not [kind, data, arrays]", False),
+        (raw(b'["reset", 3, []]'), "an object of data", False),
+        (raw(b'["x", {}, [["a", "object", [1]]]]', b"12345678"), "dtype 'object'", False),
+        (raw(b'["x", {}, [["a", "uint8", [-1]]]]'), "impossible shape", False),
+        (raw(b'["x", {}, [["a", "uint8", [9]]]]', b"12"), "need 9 bytes, its body has 2", False),
+        (raw(b"[" * 100_000), "not [kind, data, arrays]", False),
+        (raw(b"{}", magic=b"HTTP"), "starts with b'HTTP'", True),
+        (struct.pack("!4sIQ", wire.MAGIC, 1 << 30, 0), "too many bytes", True),
+        (struct.pack("!4sIQ", wire.MAGIC, 2, 1 << 62), "too many bytes", True),
+    ],
+)
+def test_malformed_messages_are_refused_by_name(pair, data, says, fatal):
+    pair[0].sendall(data)
+    with pytest.raises(wire.WireError) as caught:
+        wire.receive(pair[1])
+    assert says in str(caught.value)
+    assert caught.value.fatal is fatal
+    if not fatal:
+        assert through(pair, Message("next")).kind == "next"
+
+
+def test_a_message_cut_short_is_a_closed_connection(pair):
+    pair[0].sendall(raw(b'["x", {}, []]')[:-3])
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(wire.ConnectionClosed):
+        wire.receive(pair[1])
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (Message("rest"), "Did you mean 'reset'?"),
+        (Message("reset", {"task": "count"}), "lacks the field 'initial_state'"),
+        (Message("execute"), "lacks the array 'actions'"),
+        (Message("demonstrate", {}), "has no scripted expert"),
+    ],
+)
+def test_wrong_requests_get_an_error_reply(message, says):
+    session = Session(ROW.simulator)
+    assert "before 'open'" in session.answer(Message("reset")).data["error"]
+    assert session.answer(Message("open", {"benchmark": as_json(ROW)})).kind == "ready"
+    reply = session.answer(message)
+    assert reply.kind == "error"
+    assert says in reply.data["error"]
+
+
+def test_the_worker_answers_malformed_bytes_and_then_goes_on():
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "envs.worker", "--simulator", ROW.simulator]
+    command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+    child = subprocess.Popen(command, cwd=ROOT, pass_fds=(theirs.fileno(),))
+    theirs.close()
+    with ours, child:
+        ours.sendall(raw(b"{"))
+        assert "malformed" in wire.receive(ours).data["error"]
+        wire.send(ours, Message("open", {"benchmark": as_json(ROW)}))
+        assert wire.receive(ours).kind == "ready"
+        ours.sendall(raw(b"{}", magic=b"oops"))
+        assert "malformed" in wire.receive(ours).data["error"]
+        assert child.wait(10) == 0
+
+
+def test_a_row_survives_json():
+    assert benchmark_of(json.loads(json.dumps(as_json(ROW)))) == ROW
+
+
+def test_an_unknown_simulator_names_the_closest():
+    with pytest.raises(ValueError, match="Did you mean 'libero'"):
+        load_adapter("liber", ROW)
+
+
+@pytest.mark.parametrize("name", CHILD_FILES)
+def test_child_files_parse_on_python_3_8(name):
+    path = Path(ROOT, "envs", f"{name}.py")
+    if not path.exists():
+        pytest.skip(f"{path.name} is not written yet")
+    ast.parse(path.read_text(), feature_version=(3, 8))
