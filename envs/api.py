@@ -62,6 +62,14 @@ class TrainingRecipe:
     lr: float
     checkpoints: Tuple[int, ...]
     """Steps whose checkpoints are evaluated, ascending; the last equals `steps`."""
+    normalisation: str = "quantile"
+    """A chain of `vlm4vla.data.normalise`, for the `paper` profile."""
+    augmentation: str = "none"
+    """A row of `vlm4vla.data.augment`, for the `paper` profile."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    schedule: str = "constant"
+    """Learning rate after the warm-up: `constant`, or `cosine` down to 5% at the last step."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,16 @@ BENCHMARKS: Dict[str, Benchmark] = {
         action_spec=ActionSpec(
             translation_scale=STEP, rotation="euler", rotation_scale=0.5, gripper_close=1
         ),
-        recipe=TrainingRecipe(steps=900, batch=64, lr=1e-3, checkpoints=(900,)),
+        recipe=TrainingRecipe(
+            steps=1200,
+            batch=64,
+            lr=2e-3,
+            checkpoints=(1200,),
+            normalisation="identity",
+            augmentation="mirror",
+            warmup=50,
+            schedule="cosine",
+        ),
         dataset="tabletop",
     )
 }

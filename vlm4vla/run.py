@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 
 from envs.api import Benchmark, TrainingRecipe
+from envs.hashing import stable_hash
 
 SCHEMA = 1
 """Version of the run's fields; part of every id, raised when their meaning changes."""
@@ -66,9 +65,3 @@ class Run:
             raise ValueError(f"run is on {self.benchmark!r}, not on {benchmark.name!r}")
         fields = dataclasses.asdict(self.resolved(benchmark.recipe))
         return stable_hash({"schema": SCHEMA, **fields})[:16]
-
-
-def stable_hash(value: object) -> str:
-    """sha256 of the canonical JSON of plain values; floats by their shortest repr."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

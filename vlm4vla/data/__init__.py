@@ -1,0 +1,1 @@
+"""Demonstrations: their storage, order, normalisation and augmentation."""

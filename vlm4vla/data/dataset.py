@@ -1,0 +1,189 @@
+"""Prepared demonstrations: Parquet shards of exact PNG frames, and a decoded cache for training.
+
+A dataset folder holds `manifest.json` and `shard-00000.parquet`, … One row is one frame:
+episode (int32), instruction (string), image (PNG bytes), action (float32 [7], raw units).
+Rows are in time order and no episode spans two shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from envs.api import ACTION_DIM, Demonstration
+from vlm4vla.data.normalise import Statistics
+
+SCHEMA = pa.schema(
+    [
+        ("episode", pa.int32()),
+        ("instruction", pa.string()),
+        ("image", pa.binary()),
+        ("action", pa.list_(pa.float32(), ACTION_DIM)),
+    ]
+)
+MANIFEST = "manifest.json"
+Resize = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset holds and where it came from; written last, so it marks completeness."""
+
+    name: str
+    source: str
+    episodes: int
+    frames: int
+    shards: tuple[Shard, ...]
+    statistics: Statistics
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        value = json.loads(data)
+        shards = tuple(Shard(**shard) for shard in value.pop("shards"))
+        statistics = Statistics.from_json(value.pop("statistics"))
+        return Manifest(**value, shards=shards, statistics=statistics)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] to PNG: exact, and small for simulators' flat colours."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """PNG or JPEG bytes to uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def encode_shard(demonstrations: Iterable[Demonstration], first_episode: int) -> bytes:
+    """Parquet bytes of consecutive episodes; raises ValueError on actions that are not finite."""
+    tables = [_table(demo, first_episode + i) for i, demo in enumerate(demonstrations)]
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _table(demo: Demonstration, episode: int) -> pa.Table:
+    if demo.actions.shape != (len(demo.images), ACTION_DIM) or not np.isfinite(demo.actions).all():
+        raise ValueError(
+            f"episode {episode}: actions {demo.actions.shape} for {len(demo.images)} frames must "
+            f"be finite with {ACTION_DIM} columns"
+        )
+    steps = len(demo.images)
+    actions = pa.FixedSizeListArray.from_arrays(demo.actions.astype(np.float32).ravel(), ACTION_DIM)
+    columns = [
+        pa.array(np.full(steps, episode, np.int32)),
+        pa.array([demo.instruction] * steps),
+        pa.array([encode_png(image) for image in demo.images], pa.binary()),
+        actions,
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def write(
+    put: Callable[[str, bytes], None],
+    demonstrations: Sequence[Demonstration],
+    name: str,
+    source: str,
+    per_shard: int = 200,
+) -> Manifest:
+    """Put shards, then the manifest, through `put(file name, bytes)`."""
+    shards = []
+    for number, first in enumerate(range(0, len(demonstrations), per_shard)):
+        part = demonstrations[first : first + per_shard]
+        data = encode_shard(part, first)
+        shard = Shard(f"shard-{number:05d}.parquet", sum(d.steps for d in part), _sha256(data))
+        put(shard.name, data)
+        shards.append(shard)
+    statistics = Statistics.of(np.concatenate([demo.actions for demo in demonstrations]))
+    frames = sum(shard.rows for shard in shards)
+    manifest = Manifest(name, source, len(demonstrations), frames, tuple(shards), statistics)
+    put(MANIFEST, manifest.to_bytes())
+    return manifest
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Dataset:
+    """Random access to frames and action chunks of a dataset folder.
+
+    images: uint8 memory map [N, px, px, 3], decoded and resized once per folder and size.
+    """
+
+    def __init__(self, folder: Path, px: int, resize: Resize) -> None:
+        self.manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
+        table = pa.concat_tables(self._shard(folder, shard) for shard in self.manifest.shards)
+        self.actions = np.stack(table["action"].to_numpy(zero_copy_only=False)).astype(np.float32)
+        self.instructions: list[str] = table["instruction"].to_pylist()
+        self.last = _last_frames(table["episode"].to_numpy())
+        self.images = _decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
+
+    @staticmethod
+    def _shard(folder: Path, shard: Shard) -> pa.Table:
+        data = (folder / shard.name).read_bytes()
+        if _sha256(data) != shard.sha256:
+            raise ValueError(
+                f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
+                "delete it and fetch or prepare the dataset again"
+            )
+        return pq.read_table(io.BytesIO(data), schema=SCHEMA)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def chunks(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Raw actions float32 [B, length, 7] from each frame on, and their mask bool [B, length].
+
+        Beyond the episode's end the last action is repeated and masked out of the loss.
+        """
+        window = indices[:, None] + np.arange(length)
+        last = self.last[indices][:, None]
+        return self.actions[np.minimum(window, last)], window <= last
+
+
+def _last_frames(episodes: np.ndarray) -> np.ndarray:
+    """For each frame, the index of its episode's last frame."""
+    ends = np.flatnonzero(np.append(episodes[1:] != episodes[:-1], True))
+    return ends[np.searchsorted(ends, np.arange(len(episodes)))]
+
+
+def _decoded(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> np.ndarray:
+    """The decoded cache; built beside its final name so that a crash leaves no half of it."""
+    shape = (len(images), px, px, 3)
+    if not path.exists():
+        part = path.with_suffix(f".{id(images)}.part")
+        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+
+        def fill(first: int) -> None:
+            block = images.slice(first, 256).to_pylist()
+            out[first : first + len(block)] = resize(np.stack([decode(data) for data in block]))
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(fill, range(0, len(images), 256)))
+        out.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
