@@ -1,1 +1,1 @@
-"""The Ray layer: training, sweeps, rollouts, store, metrics. Knows a policy only by its interface."""
+"""The Ray layer: training, sweeps, rollouts, store. Knows a policy only by its interface."""

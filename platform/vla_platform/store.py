@@ -98,6 +98,10 @@ class Store(ABC):
         """Every key that starts with `prefix`, in byte order."""
 
     @abstractmethod
+    def children(self, folder: str = "") -> Iterator[str]:
+        """The names directly under a folder, sorted; folders among them end with "/"."""
+
+    @abstractmethod
     def upload(self, path: str | Path, key: str) -> None:
         """Copy a local file of any size to the key; visible only when complete."""
 

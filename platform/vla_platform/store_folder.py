@@ -1,9 +1,9 @@
 """A store in a folder, local or on a shared file system with hard links.
 
-Durability: a file's bytes are flushed (fsync) before its name appears, so no reader, crash
-or power cut ever meets half a file. The folder's own entry is not flushed: after a power cut
-the last names may be missing, which makes their episodes run again, and saves half the cost
-of a commit. A killed process loses nothing.
+Durability: a file's bytes are flushed before its name appears, and its folder before the call
+returns. So no reader, kill or power cut meets half a file, and what was answered stays. The
+two flushes cost about 0.5 ms here and up to 20 ms on a spinning disk; an episode takes
+seconds, and writers of different keys flush side by side.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class FolderStore(Store):
         target = self._path(key)
         with self._explained(key), self._temporary() as temporary:
             _write(temporary, data)
-            _make_parent(target)
-            os.replace(temporary, target)
+            _replace(temporary, target)
 
     def put_new(self, key: str, data: bytes, writer: str | None = None) -> bool:
         target = self._path(key)
@@ -43,7 +42,6 @@ class FolderStore(Store):
             if target.exists():
                 return False
             _write(temporary, data)
-            _make_parent(target)
             return _link_new(temporary, target)
 
     def get(self, key: str) -> bytes:
@@ -59,14 +57,18 @@ class FolderStore(Store):
         with self._explained(prefix):
             yield from _walk(self.url, prefix.rpartition("/")[0], prefix)
 
+    def children(self, folder: str = "") -> Iterator[str]:
+        check_prefix(folder)
+        with self._explained(folder):
+            yield from _names(os.path.join(self.url, folder))
+
     def upload(self, path: str | Path, key: str) -> None:
         target = self._path(key)
         with open(path, "rb") as source, self._explained(key), self._temporary() as temporary:
             with open(temporary, "xb") as sink:
                 shutil.copyfileobj(source, sink, _COPY_BYTES)
                 _flush(sink.fileno())
-            _make_parent(target)
-            os.replace(temporary, target)
+            _replace(temporary, target)
 
     def download(self, key: str, path: str | Path) -> None:
         with self._explained(key):
@@ -141,31 +143,53 @@ def _flush(descriptor: int) -> None:
     os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
 
 
-def _make_parent(target: Path) -> None:
-    if not target.parent.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder and its parents, each one's name durable."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
+
+
+def _replace(temporary: str, target: Path) -> None:
+    _make_folder(target.parent)
+    os.replace(temporary, target)
+    _flush_folder(target.parent)
 
 
 def _link_new(temporary: str, target: Path) -> bool:
     """Give the finished file its name unless the name is taken: link(2) is atomic and exclusive."""
+    _make_folder(target.parent)
     try:
         os.link(temporary, target)
     except FileExistsError:
         # NFS may repeat a link whose answer was lost; two names on our inode mean we had won.
         return os.stat(temporary).st_nlink == 2
+    _flush_folder(target.parent)
     return True
+
+
+def _names(folder: str) -> list[str]:
+    """Visible names in a folder, folders with "/", sorted as their keys would be."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name + "/" * entry.is_dir() for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def _walk(root: str, folder: str, prefix: str) -> Iterator[str]:
     """Keys under root/folder that start with prefix, in byte order of the whole key."""
-    try:
-        entries = list(os.scandir(os.path.join(root, folder)))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    names = sorted(
-        entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith(".")
-    )
-    for name in names:
+    for name in _names(os.path.join(root, folder)):
         key = f"{folder}/{name}" if folder else name
         if name.endswith("/"):
             if key.startswith(prefix) or prefix.startswith(key):

@@ -6,8 +6,9 @@ import functools
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ class S3Store(Store):
 
     def put(self, key: str, data: bytes) -> None:
         target = self._target(key)
-        self._ask("put", key, lambda s3: s3.put_object(**target, Body=data))
+        self._ask("put", key, methodcaller("put_object", **target, Body=data))
 
     def put_new(self, key: str, data: bytes, writer: str | None = None) -> bool:
         target = self._target(key)
@@ -92,26 +93,32 @@ class S3Store(Store):
     def exists(self, key: str) -> bool:
         target = self._target(key)
         try:
-            self._ask("exists", key, lambda s3: s3.head_object(**target))
+            self._ask("exists", key, methodcaller("head_object", **target))
         except KeyError:
             return False
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
         # Sorted here: SeaweedFS lists folder by folder, which differs from S3's byte order.
-        base = f"{self.prefix}/" if self.prefix else ""
-        check_prefix(prefix)
-        names = [name for page in self._pages(base + prefix) for name in page]
-        return iter(sorted(name[len(base) :] for name in names if not name.endswith("/")))
+        base = self._base + check_prefix(prefix)
+        names = [entry["Key"] for page in self._pages(base) for entry in page.get("Contents", ())]
+        skip = len(self._base)
+        return iter(sorted(name[skip:] for name in names if not name.endswith("/")))
+
+    def children(self, folder: str = "") -> Iterator[str]:
+        check_prefix(folder)
+        inside = folder.rstrip("/")
+        base = f"{self._base}{inside}/" if inside else self._base
+        names: set[str] = set()
+        for page in self._pages(base, Delimiter="/"):
+            names.update(entry["Key"] for entry in page.get("Contents", ()))
+            names.update(entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
+        return iter(sorted(name[len(base) :] for name in names if name != base))
 
     def upload(self, path: str | Path, key: str) -> None:
         target = self._target(key)
-        self._ask(
-            "upload",
-            key,
-            lambda s3: s3.upload_file(str(path), **target, Config=_transfer()),
-            transfer=True,
-        )
+        upload = methodcaller("upload_file", str(path), **target, Config=_transfer())
+        self._ask("upload", key, upload, transfer=True)
 
     def download(self, key: str, path: str | Path) -> None:
         target = self._target(key)
@@ -124,26 +131,28 @@ class S3Store(Store):
 
     def delete(self, key: str) -> None:
         target = self._target(key)
-        self._ask("delete", key, lambda s3: s3.delete_object(**target))
+        self._ask("delete", key, methodcaller("delete_object", **target))
 
     def _probe(self) -> None:
         # Asked first, because SeaweedFS makes a missing bucket on the first write.
-        self._ask("probe", self.bucket, lambda s3: s3.head_bucket(Bucket=self.bucket))
+        self._ask("probe", self.bucket, methodcaller("head_bucket", Bucket=self.bucket))
         super()._probe()
 
     def _target(self, key: str) -> dict[str, str]:
-        name = check_key(key)
-        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{name}" if self.prefix else name}
+        return {"Bucket": self.bucket, "Key": self._base + check_key(key)}
 
-    def _pages(self, name: str) -> Iterator[Sequence[str]]:
-        more: dict[str, str] = {}
+    @property
+    def _base(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _pages(self, name: str, **options: str) -> Iterator[dict[str, Any]]:
+        arguments = {"Bucket": self.bucket, "Prefix": name, **options}
         while True:
-            arguments = {"Bucket": self.bucket, "Prefix": name, **more}
-            page = self._ask("list", name, lambda s3, a=arguments: s3.list_objects_v2(**a))  # type: ignore[misc]
-            yield [entry["Key"] for entry in page.get("Contents", ())]
+            page = self._ask("list", name, methodcaller("list_objects_v2", **arguments))
+            yield page
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            arguments = {**arguments, "ContinuationToken": page["NextContinuationToken"]}
 
     def _ask(self, verb: str, key: str, action: Callable[[Any], T], transfer: bool = False) -> T:
         """`action(client)` with retries; failures as KeyError, StoreError or StoreUnavailableError.
