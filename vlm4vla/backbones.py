@@ -113,9 +113,7 @@ def _qwen25(
             text, max_position_embeddings=128_000, rms_norm_eps=1e-6, rope_parameters=rope
         ),
     )
-    return Backbone(
-        name, "qwen_vl", "qwen2.5-vl", hub_id, config, ImageSpec(*_CLIP), _QWEN_MODULES
-    )
+    return Backbone(name, "qwen_vl", "qwen2.5-vl", hub_id, config, ImageSpec(*_CLIP), _QWEN_MODULES)
 
 
 _QWEN3_VISION_SMALL = dict(

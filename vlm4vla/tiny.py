@@ -51,7 +51,7 @@ _QWEN_VISION = dict(
     temporal_patch_size=1,
 )
 _QWEN_IDS = dict(
-    image_token_id=_id("<img>"),
+    image_token_id=_id("<|image_pad|>"),
     video_token_id=_id("<|video_pad|>"),
     vision_start_token_id=_id("<|vision_start|>"),
     vision_end_token_id=_id("<|vision_end|>"),
@@ -63,7 +63,7 @@ def _rope(sections: tuple[int, int, int]) -> dict[str, Any]:
 
 
 _PALIGEMMA = dict(
-    image_token_index=_id("<img>"),
+    image_token_index=_id("<image>"),
     projection_dim=HIDDEN,
     hidden_size=HIDDEN,
     vision_config=dict(_SIGLIP, projection_dim=HIDDEN),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TINY_SPECIAL = (
-    *("<pad>", "<s>", "</s>", "<unk>", "<bos>", "<eos>"),
-    *("<image>", "</image>", "<img>", "<p>", "</p>"),
-    *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "\n"),
+    *("<pad>", "<s>", "</s>", "<unk>", "<bos>", "<eos>", "<|endoftext|>"),
+    *("<image>", "</image>", "<p>", "</p>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "\n"),
 )
 TINY_CELLS = tuple(f"<cell{i:02d}>" for i in range(64))
 """Locations on an 8 x 8 grid over the image, row by row from the top left."""

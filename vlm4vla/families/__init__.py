@@ -1,0 +1,27 @@
+"""Families of vision-language models, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vlm4vla.families.base import Family, Inputs, Template
+from vlm4vla.families.kosmos2 import Kosmos2
+from vlm4vla.families.paligemma import PaliGemma
+from vlm4vla.families.qwen_vl import QwenVL
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import Backbone
+
+FAMILIES: Mapping[str, Family] = {
+    "kosmos2": Kosmos2(),
+    "paligemma": PaliGemma(),
+    "qwen_vl": QwenVL(),
+}
+
+
+def family_of(row: Backbone) -> Family:
+    return FAMILIES[row.family]
+
+
+__all__ = ["FAMILIES", "Family", "Inputs", "Template", "family_of"]

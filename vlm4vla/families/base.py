@@ -1,0 +1,145 @@
+"""What a family of vision-language models must answer to become a policy.
+
+Shape suffixes: B batch, T tokens (right-padded), D hidden width, V vocabulary, S image side.
+A family is stateless: rows carry the sizes, recipes the reading of the paper.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import Backbone
+    from vlm4vla.recipe import Recipe
+
+Inputs = dict[str, Tensor]
+"""Batch-first tensors: `input_ids` [B, T], `attention_mask` [B, T] (1 for real tokens),
+`image_mask` [B, T] (bool, image slots), `pixel_values` [B, ...], and `query_index` [B] of an
+action batch or `labels` [B, T] (-100 outside the answer) of a text batch."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt: text before the image, text after it, and what closes an answer.
+
+    `after` holds `{text}`, the place of the instruction or question.
+    """
+
+    before: str
+    after: str
+    end: str
+
+
+class Family(ABC):
+    """One file per family; every method takes the row it is about."""
+
+    image_token: ClassVar[str]
+    """Spelling of the token that stands for one image feature."""
+    pad_token: ClassVar[str]
+
+    @abstractmethod
+    def build(self, row: Backbone) -> nn.Module:
+        """A randomly initialised transformers model of the row's full config."""
+
+    @abstractmethod
+    def model_class(self, row: Backbone) -> Any:
+        """The transformers class, for `from_pretrained`."""
+
+    @abstractmethod
+    def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:
+        """Side of the image the model sees when the run asks for `image_px` (Table 7)."""
+
+    @abstractmethod
+    def image_tokens(self, row: Backbone, input_px: int) -> int:
+        """Tokens the language model sees of one image of side `input_px`."""
+
+    @abstractmethod
+    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
+        """Normalised images in the layout the model takes, batch first."""
+
+    @abstractmethod
+    def template(self, style: str, recipe: Recipe) -> Template:
+        """The action prompt (A.2.3); style: "native" or "short" (Qwen's two schemes)."""
+
+    @abstractmethod
+    def question_template(self, recipe: Recipe) -> Template:
+        """The prompt of a question about the image, in the family's own format."""
+
+    @abstractmethod
+    def hidden(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T D"]:
+        """Last hidden states of the language model, after its final norm."""
+
+    @abstractmethod
+    def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
+        """Vocabulary scores of hidden states, through the model's own `lm_head`."""
+
+    @abstractmethod
+    def tiny_init(self, vlm: nn.Module) -> None:
+        """Overwrite a tiny row's random weights with spreads at which it learns."""
+
+    def embedding(self, vlm: Any) -> nn.Module:
+        return vlm.get_input_embeddings()
+
+    def query_scale(self, vlm: Any) -> float:
+        """What the model multiplies word embeddings by inside its embedding module."""
+        return float(getattr(self.embedding(vlm), "scalar_embed_scale", 1.0))
+
+    def hidden_with_query(
+        self, vlm: Any, inputs: Inputs, query: Float[Tensor, " D"], recipe: Recipe
+    ) -> Float[Tensor, "B D"]:
+        """The last hidden state at the action query, which takes the place of one word."""
+        index = inputs["query_index"]
+        scaled = query * self.query_scale(vlm)
+        with query_at(self.embedding(vlm), inputs["input_ids"], index, scaled):
+            hidden = self.hidden(vlm, inputs, recipe)
+        return hidden[torch.arange(len(index), device=index.device), index]
+
+    def lm_logits(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T V"]:
+        """Next-token scores at every position of a text batch (no query)."""
+        return self.logits(vlm, self.hidden(vlm, inputs, recipe))
+
+
+@contextmanager
+def query_at(
+    embedding: nn.Module, input_ids: Int[Tensor, "B T"], index: Int[Tensor, " B"], query: Tensor
+) -> Iterator[None]:
+    """Replace the embedding at position `index` of each sample by `query` while open.
+
+    A hook keeps the model's own path over `input_ids`: native M-RoPE, deepstack and masks.
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    slot = (positions == index[:, None])[..., None]
+
+    def replace(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return torch.where(slot, query.to(out.dtype), out)
+
+    handle = embedding.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def normal_(parameter: Tensor, std: float) -> None:
+    with torch.no_grad():
+        parameter.normal_(0.0, std)
+
+
+def fan_in_(parameter: Tensor) -> None:
+    """Normal values that keep a unit-variance input at unit variance."""
+    normal_(parameter, parameter[0].numel() ** -0.5)
+
+
+def tiny_linear_init(vlm: nn.Module, std: float = 0.06) -> None:
+    """Every matrix to `std`: at hidden 64, transformers' 0.02 hardly passes a signal."""
+    for module in vlm.modules():
+        if isinstance(module, nn.Linear):
+            normal_(module.weight, std)

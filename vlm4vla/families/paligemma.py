@@ -1,0 +1,99 @@
+"""PaliGemma 1 and 2: a SigLIP tower, one linear projector and Gemma (paper A.2.3)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import Backbone
+    from vlm4vla.recipe import Recipe
+
+
+class PaliGemma(Family):
+    image_token = "<image>"
+    pad_token = "<pad>"
+
+    def model_class(self, row: Backbone) -> Any:
+        return PaliGemmaForConditionalGeneration
+
+    def build(self, row: Backbone) -> nn.Module:
+        return PaliGemmaForConditionalGeneration(PaliGemmaConfig(**row.config))
+
+    def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:
+        # The tower has one grid of positions; other sizes are other hub models.
+        return int(row.config["vision_config"]["image_size"])
+
+    def image_tokens(self, row: Backbone, input_px: int) -> int:
+        return (input_px // row.config["vision_config"]["patch_size"]) ** 2
+
+    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
+        return images.permute(0, 3, 1, 2).contiguous()
+
+    def template(self, style: str, recipe: Recipe) -> Template:
+        return Template("", "<bos>{text}\n", "<eos>")
+
+    def question_template(self, recipe: Recipe) -> Template:
+        return Template("", "<bos>{text}\n", "<eos>")
+
+    def hidden(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T D"]:
+        mask = self._mask(vlm, inputs, recipe)
+        output = vlm.model(
+            input_ids=inputs["input_ids"],
+            pixel_values=inputs["pixel_values"].to(vlm.dtype),
+            attention_mask=mask,
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
+        logits = vlm.lm_head(hidden)
+        cap = getattr(vlm.config.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def tiny_init(self, vlm: nn.Module) -> None:
+        tiny_linear_init(vlm.get_submodule("model.language_model"))
+        tiny_linear_init(vlm.get_submodule("model.multi_modal_projector"))
+        for name, parameter in vlm.named_parameters():
+            if name.endswith("patch_embedding.weight"):
+                fan_in_(parameter)
+            elif name.endswith("position_embedding.weight"):
+                normal_(parameter, 0.25)
+            elif name.endswith("embed_tokens.weight"):
+                # Gemma multiplies words by sqrt(D); this is what is left of 0.5.
+                normal_(parameter, 0.5 * parameter.shape[1] ** -0.5)
+
+    def _mask(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "b 1 T T"]:
+        """Additive mask: one for all samples, unless padding can be seen (official)."""
+        ids = inputs["input_ids"]
+        prefix = inputs["pixel_values"].shape[-1] // vlm.config.vision_config.patch_size
+        allowed = _allowed(ids.shape[1], prefix**2, recipe.image_attention, ids.device)
+        if recipe.query_after_padding or recipe.image_attention == "full":
+            allowed = allowed & inputs["attention_mask"].bool()[:, None, None, :]
+        return _additive(allowed, vlm.dtype)
+
+
+@lru_cache(maxsize=64)
+def _allowed(length: int, prefix: int, attention: str, device: torch.device) -> Tensor:
+    """Bool [1, 1, T, T]: which key (last axis) each query (third axis) may see."""
+    if attention == "full":
+        return torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if attention == "prefix":
+        allowed[:prefix, :prefix] = True
+    return allowed[None, None]
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    # Gemma 2 runs eager attention (its scores are soft-capped), which adds the mask.
+    blocked = torch.finfo(dtype).min
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, blocked
+    )

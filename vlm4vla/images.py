@@ -1,0 +1,53 @@
+"""Camera frames to a model's pixels, a batch at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import ImageSpec
+
+
+def check_images(images: np.ndarray) -> None:
+    """ValueError unless `images` is uint8 [B, H, W, 3]."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise ValueError(f"images must be a uint8 array of values 0..255, got {kind}.")
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"images must have the shape [batch, height, width, 3] (RGB last), "
+            f"got {list(images.shape)}."
+        )
+
+
+def resize(
+    images: UInt8[np.ndarray, "B H W 3"], side: int, resample: str
+) -> UInt8[np.ndarray, "B side side 3"]:
+    """Squash images to squares of `side` pixels; those of that size come back untouched.
+
+    resample: "bicubic" (antialiased, as the hub's image processors) or "area".
+    """
+    check_images(images)
+    if images.shape[1:3] == (side, side):
+        return images
+    bchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    if resample == "area":
+        out = functional.interpolate(bchw.float(), (side, side), mode="area").round_()
+    else:
+        # The uint8 kernel rounds as PIL's does; through float the two drift apart.
+        out = functional.interpolate(bchw, (side, side), mode="bicubic", antialias=True)
+    return out.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def normalise(images: UInt8[np.ndarray, "B H W 3"], spec: ImageSpec) -> Float[Tensor, "B H W 3"]:
+    """(x / 255 - mean) / std per channel, channels last."""
+    x = torch.from_numpy(images).float()
+    scale = 1 / (255 * torch.tensor(spec.std))
+    shift = torch.tensor(spec.mean) / torch.tensor(spec.std)
+    return x.mul_(scale).sub_(shift)

@@ -1,0 +1,64 @@
+"""Policies: what turns a backbone into something that acts, one file per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from envs.api import ActionSpec, did_you_mean
+from vlm4vla import weights as stored
+from vlm4vla.backbones import backbone
+from vlm4vla.policies.action_query import ActionQueryPolicy, Normaliser
+from vlm4vla.recipe import RECIPES
+from vlm4vla.run import Run
+from vlm4vla.tokenizers import tokenizer_of
+
+POLICIES: Mapping[str, Any] = {"action_query": ActionQueryPolicy}
+
+
+def build_policy(
+    run: Run,
+    chunk: int,
+    normaliser: Normaliser | None = None,
+    weights: str | Path | None = None,
+    *,
+    action_spec: ActionSpec | None = None,
+    source: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ActionQueryPolicy:
+    """The policy of a run, frozen as the run says; random parts are seeded by `run.seed`.
+
+    weights: a safetensors file of a whole trained policy (no backbone weights are read then).
+    source: a local folder of the backbone's weights and tokenizer, instead of the hub.
+    """
+    if run.policy not in POLICIES:
+        raise did_you_mean("policy", run.policy, POLICIES)
+    row = backbone(run.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        if run.init == "scratch" or weights is not None:
+            vlm = stored.from_scratch(row).to(dtype)
+        else:
+            vlm = stored.pretrained(row, source, dtype)
+        policy = POLICIES[run.policy](
+            row,
+            vlm,
+            tokenizer_of(row, source),
+            RECIPES[run.profile],
+            chunk,
+            prompt=run.prompt,
+            image_px=run.image_px,
+            normaliser=normaliser,
+            action_spec=action_spec,
+        )
+    if weights is not None:
+        stored.load_weights(policy, load_file(weights), str(weights))
+    policy.freeze(run.freeze)
+    return policy
+
+
+__all__ = ["POLICIES", "ActionQueryPolicy", "Normaliser", "build_policy"]

@@ -1,0 +1,245 @@
+"""The paper's policy: a learnable query after the prompt, read by a small head (3.2).
+
+Shape suffixes: B batch, T tokens, D hidden width, k actions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from envs.api import ActionSpec, Observation
+from vlm4vla import freeze
+from vlm4vla.families import Inputs, family_of
+from vlm4vla.images import check_images, normalise, resize
+from vlm4vla.policies.head import POSE, ActionHead
+from vlm4vla.prompts import Prompter, to_device
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import Backbone
+    from vlm4vla.recipe import Recipe
+    from vlm4vla.tokenizers import Tokenizer
+
+
+GROUP = 16
+"""Prompt lengths are rounded up to multiples of this many tokens for batched inference."""
+
+
+class Normaliser(Protocol):
+    """What turns normalised actions back into the benchmark's units."""
+
+    def inverse(self, actions: Float[np.ndarray, "B k 7"]) -> Float[np.ndarray, "B k 7"]: ...
+
+
+class ActionQueryPolicy(nn.Module):
+    """A vision-language model, one query embedding and the head of Table 9.
+
+    chunk: actions per prediction. action_spec: the benchmark's; the head's positive gripper
+    logit closes, and both `loss` and `act` speak the spec's sign. None reads as +1 closes.
+    """
+
+    def __init__(
+        self,
+        row: Backbone,
+        vlm: nn.Module,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        chunk: int,
+        *,
+        prompt: str = "native",
+        image_px: int = 224,
+        normaliser: Normaliser | None = None,
+        action_spec: ActionSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.row, self.recipe, self.chunk = row, recipe, chunk
+        self.family = family_of(row)
+        self.image_px = image_px
+        self.normaliser = normaliser
+        self.action_spec = action_spec
+        self.vlm = vlm
+        hidden = hidden_width(vlm)
+        self.query = nn.Parameter(torch.randn(hidden) * recipe.query_std)
+        self.head = ActionHead(hidden, chunk, row.head_width)
+        tokens = self.family.image_tokens(row, self.input_px(image_px))
+        context = vlm.config.get_text_config().max_position_embeddings
+        template = self.family.template(prompt, recipe)
+        self.prompter = Prompter(self.family, tokenizer, template, tokens, context)
+        question = self.family.question_template(recipe)
+        self.questioner = Prompter(self.family, tokenizer, question, tokens, context)
+
+    def input_px(self, image_px: int) -> int:
+        """Side of the image the model sees; images of that size are never resized."""
+        return self.family.input_px(self.row, image_px, self.recipe)
+
+    # -- input
+
+    def prepare(
+        self,
+        images: UInt8[np.ndarray, "B H W 3"],
+        instructions: Sequence[str],
+        length: int | None = None,
+    ) -> Inputs:
+        """A right-padded CPU batch, every tensor batch first.
+
+        length: total tokens to pad to (image and query included), None for the longest.
+        ValueError for images that are not uint8 [B, H, W, 3] and for prompts that do not fit.
+        """
+        pixels = self._pixels(images, len(instructions))
+        after = self.recipe.query_after_padding
+        return {**self.prompter.actions(instructions, length, after), "pixel_values": pixels}
+
+    def prepare_text(
+        self,
+        images: UInt8[np.ndarray, "B H W 3"],
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        length: int | None = None,
+    ) -> Inputs:
+        """A batch of questions about images, in the family's own format and without a query.
+
+        With answers, `labels` [B, T] holds each answer and its end token and -100 elsewhere.
+        `last_index` [B] is the last token of the question, whose scores start the answer.
+        """
+        pixels = self._pixels(images, len(questions))
+        return {**self.questioner.questions(questions, answers, length), "pixel_values": pixels}
+
+    def _pixels(self, images: np.ndarray, texts: int) -> Tensor:
+        check_images(images)
+        if len(images) != texts:
+            raise ValueError(f"{len(images)} images but {texts} sentences")
+        images = self.resize(images)
+        return self.family.pixels(self.row, normalise(images, self.row.image))
+
+    def resize(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+        """The pixels the model sees; what a cache of decoded frames may hold instead."""
+        side = self.input_px(self.image_px)
+        if images.shape[1:3] == (side, side):
+            return images
+        # The paper looks at the standard resolution first, then at the model's (3.3).
+        asked = round(self.image_px * self.row.image.scale) if self.row.tiny else self.image_px
+        return resize(resize(images, asked, self.row.image.resample), side, self.row.image.resample)
+
+    def group(self, observation: Observation) -> int:
+        """Total tokens, rounded up: prompts of one group share a batch at one fixed shape.
+
+        It depends on the observation alone, so company never changes an episode's actions.
+        """
+        used = self.prompter.actions([observation.instruction])["input_ids"].shape[1]
+        return min(-(-used // GROUP) * GROUP, self.prompter.context)
+
+    # -- output
+
+    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B k 6"], Float[Tensor, "B k"]]:
+        """Normalised pose deltas in [-1, 1] and gripper logits (positive: close)."""
+        inputs = to_device(inputs, self.query.device)
+        hidden = self.family.hidden_with_query(self.vlm, inputs, self.query, self.recipe)
+        return self.head(hidden.to(self.query.dtype))
+
+    def loss(
+        self,
+        inputs: Inputs,
+        actions: Float[Tensor, "B k 7"],
+        mask: Float[Tensor, "B k"],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Huber on the pose plus weighted cross-entropy on the gripper (eq. 1).
+
+        actions: normalised, the gripper at -1 / +1 in the sign of `action_spec`.
+        mask: 1 for real steps of the chunk, 0 for padding past an episode's end.
+        """
+        pose, gripper = self(inputs)
+        actions, mask = actions.to(pose), mask.to(pose)
+        return action_loss(pose, gripper, actions, mask, self._closing_sign, self.recipe)
+
+    @torch.no_grad()
+    def act(
+        self, observations: Sequence[Observation], length: int | None = None
+    ) -> Float[np.ndarray, "B k 7"]:
+        """Chunks of actions, float32, in the units and gripper sign of the benchmark."""
+        images = np.stack([observation.image for observation in observations])
+        texts = [observation.instruction for observation in observations]
+        was_training = self.training
+        self.eval()
+        pose, gripper = self(self.prepare(images, texts, length))
+        self.train(was_training)
+        closing = torch.where(gripper > 0, self._closing_sign, -self._closing_sign)
+        chunks = torch.cat([pose.float(), closing[..., None].float()], dim=-1).cpu().numpy()
+        return self._in_units(chunks)
+
+    def _in_units(self, chunks: np.ndarray) -> np.ndarray:
+        if self.normaliser is None:
+            return chunks
+        actions = np.asarray(self.normaliser.inverse(chunks), dtype=np.float32).copy()
+        actions[..., POSE] = chunks[..., POSE]
+        return actions
+
+    @property
+    def _closing_sign(self) -> float:
+        return 1.0 if self.action_spec is None else float(self.action_spec.gripper_close)
+
+    # -- language
+
+    def lm_logits(self, inputs: Inputs) -> Float[Tensor, "B T V"]:
+        """Next-token scores of a `prepare_text` batch."""
+        inputs = to_device(inputs, self.query.device)
+        return self.family.lm_logits(self.vlm, inputs, self.recipe)
+
+    def text_loss(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy on the answers of a `prepare_text` batch, over answer tokens alone."""
+        inputs = to_device(inputs, self.query.device)
+        hidden = self.family.hidden(self.vlm, inputs, self.recipe)
+        labels = inputs["labels"][:, 1:]
+        answered = labels >= 0
+        logits = self.family.logits(self.vlm, hidden[:, :-1][answered])
+        loss = functional.cross_entropy(logits.float(), labels[answered])
+        hits = (logits.argmax(-1) == labels[answered]).float().mean()
+        return loss, {"text_loss": loss.detach(), "text_accuracy": hits.detach()}
+
+    # -- training
+
+    def freeze(self, groups: Iterable[str]) -> None:
+        """Make exactly these groups untrainable: "vision", "embed", "llm" (Table 3)."""
+        freeze.freeze(self.vlm, self.row, groups)
+
+    def optimised_parameters(self) -> list[nn.Parameter]:
+        """Parameters that get a gradient: neither frozen nor an unused `lm_head`."""
+        unused = freeze.unused_by_policies(self.vlm, self.row)
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in unused]
+
+
+def hidden_width(vlm: Any) -> int:
+    return int(vlm.config.get_text_config().hidden_size)
+
+
+def action_loss(
+    pose: Float[Tensor, "B k 6"],
+    gripper: Float[Tensor, "B k"],
+    actions: Float[Tensor, "B k 7"],
+    mask: Float[Tensor, "B k"],
+    closing_sign: float,
+    recipe: Recipe,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The paper's eq. 1 over the unpadded steps; metrics are detached scalars."""
+    steps = mask.sum().clamp(min=1)
+    huber = functional.huber_loss(
+        pose, actions[..., :POSE], delta=recipe.huber_delta, reduction="none"
+    )
+    pose_loss = (huber.mean(-1) * mask).sum() / steps
+    closes = (actions[..., POSE] * closing_sign > 0).to(gripper)
+    entropy = functional.binary_cross_entropy_with_logits(gripper, closes, reduction="none")
+    gripper_loss = (entropy * mask).sum() / steps
+    loss = recipe.pose_weight * pose_loss + recipe.gripper_weight * gripper_loss
+    hits = (((gripper > 0).to(mask) == closes).to(mask) * mask).sum() / steps
+    metrics = {
+        "loss": loss,
+        "pose_loss": pose_loss,
+        "gripper_loss": gripper_loss,
+        "gripper_accuracy": hits,
+    }
+    return loss, {name: value.detach() for name, value in metrics.items()}

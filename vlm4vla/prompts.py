@@ -1,0 +1,124 @@
+"""Images and sentences to a padded batch of token ids (paper A.2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm4vla.families.base import Family, Inputs, Template
+from vlm4vla.tokenizers import Tokenizer
+
+IGNORED = -100
+"""Label of a token that no loss is computed on."""
+
+
+class Prompter:
+    """Builds right-padded batches for one row, recipe and template.
+
+    length: the model's context in tokens. image_tokens: features of one image.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        tokenizer: Tokenizer,
+        template: Template,
+        image_tokens: int,
+        context: int,
+    ) -> None:
+        self.template = template
+        self.context = context
+        self._tokenizer = tokenizer
+        image = [tokenizer.token_id(family.image_token)] * image_tokens
+        self._head = [*tokenizer.encode(template.before), *image]
+        self._image = slice(len(self._head) - image_tokens, len(self._head))
+        self._pad = tokenizer.token_id(family.pad_token)
+        self._end = tokenizer.encode(template.end)
+        # A run has few distinct sentences; each is tokenised once.
+        self.tokens = lru_cache(maxsize=65_536)(self._tokens)
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of the whole prompt for one sentence, without query or answer."""
+        after = self._tokenizer.encode(self.template.after.format(text=text))
+        return (*self._head, *after)
+
+    def actions(
+        self, texts: Sequence[str], length: int | None, query_after_padding: bool
+    ) -> Inputs:
+        """A batch whose query follows each prompt's last real token (or the padding)."""
+        rows = [self.tokens(text) for text in texts]
+        ids, lengths = self._pad_rows([(*row, self._pad) for row in rows], texts, length)
+        index = np.full(len(rows), ids.shape[1] - 1) if query_after_padding else lengths - 1
+        mask = self._mask(ids, lengths - 1)
+        mask[np.arange(len(rows)), index] = 1
+        return {**self._batch(ids, mask), "query_index": torch.from_numpy(index)}
+
+    def questions(
+        self, texts: Sequence[str], answers: Sequence[str] | None, length: int | None
+    ) -> Inputs:
+        """A batch of questions, with labels on each answer and its end where given."""
+        prompts = [self.tokens(text) for text in texts]
+        tails = self._tails(texts, answers)
+        ids, lengths = self._pad_rows(
+            [(*p, *t) for p, t in zip(prompts, tails, strict=True)], texts, length
+        )
+        batch = self._batch(ids, self._mask(ids, lengths))
+        starts = np.array([len(prompt) for prompt in prompts])
+        batch["last_index"] = torch.from_numpy(starts - 1)
+        if answers is not None:
+            inside = self._mask(ids, lengths) - self._mask(ids, starts)
+            batch["labels"] = torch.from_numpy(np.where(inside == 1, ids, IGNORED))
+        return batch
+
+    def _tails(self, texts: Sequence[str], answers: Sequence[str] | None) -> list[tuple[int, ...]]:
+        if answers is None:
+            return [()] * len(texts)
+        if len(answers) != len(texts):
+            raise ValueError(f"{len(texts)} questions but {len(answers)} answers")
+        return [(*self._tokenizer.encode(answer), *self._end) for answer in answers]
+
+    def _pad_rows(
+        self, rows: list[tuple[int, ...]], texts: Sequence[str], length: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Right-padded ids [B, T] and the real lengths [B]."""
+        lengths = np.array([len(row) for row in rows])
+        longest = int(lengths.max())
+        total = longest if length is None else length
+        if longest > min(total, self.context):
+            self._too_long(texts[int(lengths.argmax())], longest, min(total, self.context))
+        ids = np.full((len(rows), total), self._pad, dtype=np.int64)
+        for row, out in zip(rows, ids, strict=True):
+            out[: len(row)] = row
+        return ids, lengths
+
+    def _too_long(self, text: str, needed: int, limit: int) -> None:
+        raise ValueError(
+            f"the prompt of {text[:80]!r} needs {needed} tokens with its image and query, more "
+            f"than the {limit} allowed: shorten the instruction, or raise `length` if it was given."
+        )
+
+    def _batch(self, ids: np.ndarray, mask: np.ndarray) -> Inputs:
+        image = np.zeros(ids.shape, dtype=bool)
+        image[:, self._image] = True
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "image_mask": torch.from_numpy(image),
+        }
+
+    @staticmethod
+    def _mask(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The batch on `device`; a no-op where it already is."""
+    return {name: _moved(tensor, device) for name, tensor in inputs.items()}
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
