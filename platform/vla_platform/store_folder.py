@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vla_platform.store import Store, StoreError, check_key, check_prefix
 
@@ -45,8 +46,8 @@ class FolderStore(Store):
             return _link_new(temporary, target)
 
     def get(self, key: str) -> bytes:
-        with self._explained(key):
-            return self._path(key).read_bytes()
+        with self._explained(key), self._open(key) as file:
+            return file.read()
 
     def exists(self, key: str) -> bool:
         with self._explained(key):
@@ -71,9 +72,7 @@ class FolderStore(Store):
             _replace(temporary, target)
 
     def download(self, key: str, path: str | Path) -> None:
-        with self._explained(key):
-            self._path(key).stat()
-        with open(self._path(key), "rb") as source, beside(path) as part, open(part, "xb") as sink:
+        with self._open(key) as source, beside(path) as part, open(part, "xb") as sink:
             shutil.copyfileobj(source, sink, _COPY_BYTES)
 
     def delete(self, key: str) -> None:
@@ -108,13 +107,19 @@ class FolderStore(Store):
 
     @contextlib.contextmanager
     def _explained(self, key: str) -> Iterator[None]:
-        """OSErrors as KeyError or a StoreError with a remedy."""
+        """OSErrors as a StoreError with a remedy."""
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError):
-            raise KeyError(key) from None
         except OSError as error:
             raise StoreError(f"store folder {self.url}: {key}: {_remedy(error)}") from error
+
+    def _open(self, key: str) -> BinaryIO:
+        """The key's file to read; KeyError when there is none."""
+        with self._explained(key):
+            try:
+                return open(self._path(key), "rb")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise KeyError(key) from None
 
 
 def _remedy(error: OSError) -> str:
@@ -124,6 +129,8 @@ def _remedy(error: OSError) -> str:
         return f"{error.strerror}; give this user write access or choose another folder."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file stands where a folder is needed; choose another folder or move that file."
+    if error.errno == errno.ENOENT:
+        return "it cannot be made there; choose another folder."
     if error.errno in (errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS):
         return (
             f"this file system has no hard links ({error.strerror}); choose a local folder or S3."
@@ -207,6 +214,10 @@ def beside(path: str | Path) -> Iterator[str]:
     try:
         yield part
         os.replace(part, target)
+    except (ConnectionError, TimeoutError):
+        raise  # the wire's fault, not the disk's: the caller may try again
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {_remedy(error)}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
