@@ -106,7 +106,9 @@ class StepResult:
     done: success under the benchmark's rule, or the step limit was reached.
     success: under the benchmark's rule; success_any: at some step so far in this episode;
     success_last: at the last executed step.
-    steps: control steps executed in this chunk (fewer than len(actions) when done early).
+    steps: control steps executed in this chunk (fewer than len(actions) when done early, or
+    when a new instruction begins).
+    completed: instructions fulfilled so far in this episode, where it chains several (CALVIN).
     frames: uint8 [H, W, 3] per executed step when recording, else empty.
     """
 
@@ -117,6 +119,7 @@ class StepResult:
     success_last: bool
     steps: int
     frames: Tuple[np.ndarray, ...] = ()
+    completed: int = 0
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def step_message(result: StepResult) -> Message:
     return Message("step", {**observation.data, **outcome}, arrays)
 
 
-_OUTCOME = ("done", "success", "success_any", "success_last", "steps")
+_OUTCOME = ("done", "success", "success_any", "success_last", "steps", "completed")
 
 
 def step_of(message: Message) -> StepResult:
