@@ -47,6 +47,7 @@ _QWEN_VISION = dict(
     num_heads=4,
     out_hidden_size=HIDDEN,
     patch_size=14,
+    spatial_merge_size=2,
     # One frame is one frame: a second, equal one would double the patch weights for nothing.
     temporal_patch_size=1,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -62,8 +62,12 @@ class Family(ABC):
         """Tokens the language model sees of one image of side `input_px`."""
 
     @abstractmethod
-    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
-        """Normalised images in the layout the model takes, batch first."""
+    def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B N 3 P"]:
+        """Images in the layout the model takes: N patches (or 1 image) of 3 colour planes."""
+
+    @abstractmethod
+    def pixels(self, row: Backbone, planes: Float[Tensor, "B N 3 P"], side: int) -> Tensor:
+        """Normalised planes in the shape the model takes, batch first."""
 
     @abstractmethod
     def template(self, style: str, recipe: Recipe) -> Template:
@@ -80,6 +84,9 @@ class Family(ABC):
     @abstractmethod
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         """Vocabulary scores of hidden states, through the model's own `lm_head`."""
+
+    def speed_up(self, vlm: nn.Module) -> None:
+        """Swap in faster code with the same numbers; nothing by default."""
 
     @abstractmethod
     def tiny_init(self, vlm: nn.Module) -> None:

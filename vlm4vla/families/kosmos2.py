@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
@@ -33,8 +33,11 @@ class Kosmos2(Family):
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return int(row.config["latent_query_num"])
 
-    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
-        return images.permute(0, 3, 1, 2).contiguous()
+    def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B 1 3 P"]:
+        return images.permute(0, 3, 1, 2).flatten(2)[:, None]
+
+    def pixels(self, row: Backbone, planes: Float[Tensor, "B 1 3 P"], side: int) -> Tensor:
+        return planes.view(-1, 3, side, side)
 
     def template(self, style: str, recipe: Recipe) -> Template:
         if recipe.kosmos_image_first:

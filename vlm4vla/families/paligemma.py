@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
@@ -34,8 +34,11 @@ class PaliGemma(Family):
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return (input_px // row.config["vision_config"]["patch_size"]) ** 2
 
-    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
-        return images.permute(0, 3, 1, 2).contiguous()
+    def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B 1 3 P"]:
+        return images.permute(0, 3, 1, 2).flatten(2)[:, None]
+
+    def pixels(self, row: Backbone, planes: Float[Tensor, "B 1 3 P"], side: int) -> Tensor:
+        return planes.view(-1, 3, side, side)
 
     def template(self, style: str, recipe: Recipe) -> Template:
         return Template("", "<bos>{text}\n", "<eos>")

@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -59,19 +60,24 @@ class QwenVL(Family):
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return (input_px // self._unit(row)) ** 2
 
-    def pixels(self, row: Backbone, images: Float[Tensor, "B S S 3"]) -> Tensor:
-        """Flat patches [B, patches, 3 * frames * patch * patch], in merge order."""
+    def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B N 3 P"]:
+        """Patches in merge order, each one colour plane after the other."""
         vision = row.config["vision_config"]
-        patch, merge = vision["patch_size"], vision.get("spatial_merge_size", 2)
+        patch, merge, frames = (
+            vision[key] for key in ("patch_size", "spatial_merge_size", "temporal_patch_size")
+        )
         batch, side = images.shape[:2]
         blocks = side // (patch * merge)
         x = images.view(batch, blocks, merge, patch, blocks, merge, patch, 3)
-        # block row, block column, row in block, column in block, channel, patch row, column
+        # block row, block column, row in block, column in block, colour, patch row, column
         x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)
-        frames = vision["temporal_patch_size"]
         if frames > 1:
             x = x.unsqueeze(6).expand(*x.shape[:6], frames, *x.shape[6:])
-        return x.reshape(batch, (side // patch) ** 2, 3 * frames * patch * patch)
+        return x.reshape(batch, (side // patch) ** 2, 3, frames * patch * patch)
+
+    def pixels(self, row: Backbone, planes: Float[Tensor, "B N 3 P"], side: int) -> Tensor:
+        """Flat patches [B, N, 3 * frames * patch * patch]."""
+        return planes.flatten(2)
 
     def template(self, style: str, recipe: Recipe) -> Template:
         if style == "short":
@@ -84,7 +90,6 @@ class QwenVL(Family):
 
     def hidden(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T D"]:
         flat_BNC = inputs["pixel_values"]
-        use_packed_attention(vlm)
         images = self._image_features(vlm, flat_BNC)
         output = vlm.model(
             input_ids=inputs["input_ids"],
@@ -98,6 +103,10 @@ class QwenVL(Family):
 
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         return vlm.lm_head(hidden)
+
+    def speed_up(self, vlm: Any) -> None:
+        use_packed_attention(vlm)
+        vlm.model.visual.patch_embed.proj.__class__ = PatchProjection
 
     def tiny_init(self, vlm: nn.Module) -> None:
         tiny_linear_init(vlm)
@@ -129,6 +138,16 @@ class QwenVL(Family):
         before = _image_start(ids, vlm.config.image_token_id)
         positions = rope_positions(ids.shape[1], before, blocks, ids.device)
         return positions.expand(3, *ids.shape)
+
+
+class PatchProjection(nn.Conv3d):
+    """Qwen's patch convolution, whose window is its whole input, as the product it is.
+
+    Put in place by a change of class, so weights, names and hooks stay where they are.
+    """
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
 def _image_start(ids: Int[Tensor, "B T"], image_token_id: int) -> int:

@@ -64,6 +64,7 @@ class ActionQueryPolicy(nn.Module):
         self.normaliser = normaliser
         self.action_spec = action_spec
         self.vlm = vlm
+        self.family.speed_up(vlm)
         hidden = hidden_width(vlm)
         self.query = nn.Parameter(torch.randn(hidden) * recipe.query_std)
         self.head = ActionHead(hidden, chunk, row.head_width)
@@ -114,25 +115,20 @@ class ActionQueryPolicy(nn.Module):
         check_images(images)
         if len(images) != texts:
             raise ValueError(f"{len(images)} images but {texts} sentences")
-        images = self.resize(images)
-        return self.family.pixels(self.row, normalise(images, self.row.image))
+        images = np.ascontiguousarray(self.resize(images))
+        planes = self.family.planes(self.row, torch.from_numpy(images))
+        normal = normalise(planes.flatten(0, 1), self.row.image).view(planes.shape)
+        return self.family.pixels(self.row, normal, images.shape[1])
 
     def resize(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B S S 3"]:
-        """The pixels the model sees; what a cache of decoded frames may hold instead."""
-        side = self.input_px(self.image_px)
+        """The pixels the model sees; what a cache of decoded frames may hold instead.
+
+        Frames come to the run's resolution first, then to the model's (paper 3.3).
+        """
+        side, spec = self.input_px(self.image_px), self.row.image
         if images.shape[1:3] == (side, side):
             return images
-        # The paper looks at the standard resolution first, then at the model's (3.3).
-        asked = round(self.image_px * self.row.image.scale) if self.row.tiny else self.image_px
-        return resize(resize(images, asked, self.row.image.resample), side, self.row.image.resample)
-
-    def group(self, observation: Observation) -> int:
-        """Total tokens, rounded up: prompts of one group share a batch at one fixed shape.
-
-        It depends on the observation alone, so company never changes an episode's actions.
-        """
-        used = self.prompter.actions([observation.instruction])["input_ids"].shape[1]
-        return min(-(-used // GROUP) * GROUP, self.prompter.context)
+        return resize(resize(images, self.image_px, spec.resample), side, spec.resample)
 
     # -- output
 
