@@ -7,35 +7,33 @@ cluster. Run alone it trains in the calling process.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from envs.api import Benchmark
 from vlm4vla.data import augment
 from vlm4vla.data.dataset import Dataset
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.data.order import batch_at, generator_at, share
-from vlm4vla.policies import Policy, build_policy
+from vlm4vla.export import save_policy
+from vlm4vla.policies import ActionQueryPolicy, build_policy
 from vlm4vla.run import Run
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-WEIGHTS = "policy.safetensors"
-DESCRIPTION = "policy.json"
 STATE = "state"
 
 
@@ -62,7 +60,9 @@ class TrainJob:
     dataset: Path
     scratch: Path
     engine: Engine = Engine()
-    log_every: int = 20
+    log_every: int = 50
+    keep_untrained: bool = False
+    """Also publish the policy before its first step, as step 0, to be compared with."""
 
 
 class Sink(Protocol):
@@ -73,7 +73,11 @@ class Sink(Protocol):
         ...
 
     def publish(self, step: int, folder: Path, rank: int) -> None:
-        """Called by every worker with its own part of a checkpoint; visible only when whole."""
+        """Called by every worker with its own part of a checkpoint."""
+        ...
+
+    def commit(self, step: int) -> None:
+        """Called on rank 0 once every worker has published: makes the checkpoint visible."""
         ...
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,10 +89,23 @@ class TrainingDivergedError(Exception):
     """The loss is not finite; the message names the step and the batch's samples."""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """One worker's samples; actions [b, k, 7] normalised, mask bool [b, k].
+
+    weight makes the workers' mean losses average to the mean over the global batch.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    actions: torch.Tensor
+    mask: torch.Tensor
+    weight: float
+
+
 class _Loss(torch.nn.Module):
     """The policy as DeepSpeed wants it: forward gives the loss to differentiate."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: ActionQueryPolicy) -> None:
         super().__init__()
         self.policy = policy
 
@@ -111,6 +128,7 @@ def _join_process_group() -> None:
     """Use the group the launcher made, else make one of this process alone."""
     if dist.is_initialized():
         return
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     store = dist.HashStore()
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -122,7 +140,9 @@ class _Trainer:
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.steps, self.batch = _required(job.run.steps), _required(job.run.batch)
         torch.manual_seed(job.run.seed)
-        self.policy = build_policy(job.run, job.benchmark.chunk)
+        self.policy = build_policy(
+            job.run, job.benchmark.chunk, action_spec=job.benchmark.action_spec
+        )
         px = self.policy.input_px(job.run.image_px)
         self.data = Dataset(job.dataset, px, self.policy.resize)
         self.normaliser = Normaliser(
@@ -155,8 +175,10 @@ class _Trainer:
 
     def loop(self) -> None:
         began, seen = time.monotonic(), self.step
+        if self.step == 0 and self.job.keep_untrained:
+            self._checkpoint()
         for step, batch in self._batches():
-            metrics = self._one(step, *batch)
+            metrics = self._one(step, batch)
             self.step = step + 1
             if self.step % self.job.log_every == 0 or self.step == self.steps:
                 rate = (self.step - seen) * self.batch / (time.monotonic() - began)
@@ -169,7 +191,7 @@ class _Trainer:
         listed = self.job.benchmark.recipe.checkpoints
         return {step for step in listed if step < self.steps} | {self.steps}
 
-    def _batches(self) -> Iterator[tuple[int, Any]]:
+    def _batches(self) -> Iterator[tuple[int, _Batch]]:
         """Batches prepared one step ahead in a thread, so that decoding hides behind compute."""
         with ThreadPoolExecutor(1) as ahead:
             future = ahead.submit(self._prepare, self.step)
@@ -179,8 +201,8 @@ class _Trainer:
                     future = ahead.submit(self._prepare, step + 1)
                 yield step, batch
 
-    def _prepare(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """This worker's share of the global batch, with the mask scaled to the global mean."""
+    def _prepare(self, step: int) -> _Batch:
+        """This worker's share of the global batch."""
         indices = batch_at(self.run.seed, step, self.batch, len(self.data))
         chunks, mask = self.data.chunks(indices, self.job.benchmark.chunk)
         slots = range(self.batch)[share(self.batch, self.rank, self.workers)]
@@ -188,8 +210,13 @@ class _Trainer:
         inputs = self.policy.prepare(
             np.stack(images), [self.data.instructions[indices[slot]] for slot in slots]
         )
-        normal = torch.from_numpy(self.normaliser.forward(np.stack(actions)))
-        return inputs, normal, torch.from_numpy(mask[slots.start : slots.stop])
+        own = mask[slots.start : slots.stop]
+        return _Batch(
+            inputs,
+            torch.from_numpy(self.normaliser.forward(np.stack(actions))),
+            torch.from_numpy(own),
+            weight=float(own.sum() * self.workers / mask.sum()),
+        )
 
     def _sample(
         self, step: int, slot: int, indices: np.ndarray, chunks: np.ndarray
@@ -198,21 +225,19 @@ class _Trainer:
         name = self.job.benchmark.recipe.augmentation
         return augment.apply(name, self.data.images[indices[slot]], chunks[slot], rng)
 
-    def _one(
-        self, step: int, inputs: dict[str, torch.Tensor], actions: torch.Tensor, mask: torch.Tensor
-    ) -> dict[str, float]:
+    def _one(self, step: int, batch: _Batch) -> dict[str, float]:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.job, step)
         device = self.engine.device
-        moved = {name: tensor.to(device) for name, tensor in inputs.items()}
-        loss, metrics = self.engine(moved, actions.to(device), mask.to(device))
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        loss, metrics = self.engine(inputs, batch.actions.to(device), batch.mask.to(device))
         if not math.isfinite(loss.item()):
             samples = batch_at(self.run.seed, step, self.batch, len(self.data)).tolist()
             raise TrainingDivergedError(
                 f"loss is {loss.item()} at step {step} of {self.run.backbone}; lower the learning "
                 f"rate or look at the batch's samples {samples}"
             )
-        self.engine.backward(loss)
+        self.engine.backward(loss * batch.weight)
         self.engine.step()
         return {"loss": loss.item(), **{name: float(value) for name, value in metrics.items()}}
 
@@ -227,9 +252,12 @@ class _Trainer:
         if self.rank == 0:
             save_policy(self.policy, self.run, self.job.benchmark, folder)
         self.sink.publish(self.step, folder, self.rank)
+        dist.barrier()
+        if self.rank == 0:
+            self.sink.commit(self.step)
 
 
-def _required[T](value: T | None) -> T:
+def _required(value: T | None) -> T:
     if value is None:
         raise ValueError("train a resolved run: call run.resolved(benchmark.recipe) first")
     return value
@@ -263,16 +291,3 @@ def deepspeed_config(engine: Engine, batch: int, workers: int) -> dict[str, Any]
         "wall_clock_breakdown": False,
     }
 
-
-def save_policy(policy: Policy, run: Run, benchmark: Benchmark, folder: Path) -> None:
-    """Write `policy.safetensors` (every key, tied ones too) and `policy.json` beside it."""
-    state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
-    # safetensors refuses tensors that share memory, so tied weights get copies of their own.
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    description = {
-        "run": dataclasses.asdict(run),
-        "chunk": benchmark.chunk,
-        "action_spec": dataclasses.asdict(benchmark.action_spec),
-        "normaliser": policy.normaliser.to_json() if policy.normaliser else None,
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))

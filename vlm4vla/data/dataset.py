@@ -8,10 +8,11 @@ Rows are in time order and no episode spans two shards.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,26 +103,23 @@ def _table(demo: Demonstration, episode: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def write(
-    put: Callable[[str, bytes], None],
-    demonstrations: Sequence[Demonstration],
-    name: str,
-    source: str,
-    per_shard: int = 200,
-) -> Manifest:
-    """Put shards, then the manifest, through `put(file name, bytes)`."""
-    shards = []
-    for number, first in enumerate(range(0, len(demonstrations), per_shard)):
-        part = demonstrations[first : first + per_shard]
-        data = encode_shard(part, first)
-        shard = Shard(f"shard-{number:05d}.parquet", sum(d.steps for d in part), _sha256(data))
-        put(shard.name, data)
-        shards.append(shard)
-    statistics = Statistics.of(np.concatenate([demo.actions for demo in demonstrations]))
-    frames = sum(shard.rows for shard in shards)
-    manifest = Manifest(name, source, len(demonstrations), frames, tuple(shards), statistics)
-    put(MANIFEST, manifest.to_bytes())
-    return manifest
+def build_manifest(name: str, source: str, shards: Iterable[tuple[str, bytes]]) -> Manifest:
+    """The manifest of shards given as (file name, Parquet bytes), read once each."""
+    described, actions, episodes = [], [], 0
+    for shard_name, data in shards:
+        table = pq.read_table(io.BytesIO(data), columns=["episode", "action"])
+        described.append(Shard(shard_name, table.num_rows, _sha256(data)))
+        actions.append(_actions(table))
+        episodes += len(table["episode"].unique())
+    if not described:
+        raise ValueError(f"dataset {name} has no shards: no demonstration succeeded")
+    everything = np.concatenate(actions)
+    statistics = Statistics.of(everything)
+    return Manifest(name, source, episodes, len(everything), tuple(described), statistics)
+
+
+def _actions(table: pa.Table) -> np.ndarray:
+    return np.stack(table["action"].to_numpy(zero_copy_only=False)).astype(np.float32)
 
 
 def _sha256(data: bytes) -> str:
@@ -137,7 +135,7 @@ class Dataset:
     def __init__(self, folder: Path, px: int, resize: Resize) -> None:
         self.manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
         table = pa.concat_tables(self._shard(folder, shard) for shard in self.manifest.shards)
-        self.actions = np.stack(table["action"].to_numpy(zero_copy_only=False)).astype(np.float32)
+        self.actions = _actions(table)
         self.instructions: list[str] = table["instruction"].to_pylist()
         self.last = _last_frames(table["episode"].to_numpy())
         self.images = _decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
@@ -172,18 +170,25 @@ def _last_frames(episodes: np.ndarray) -> np.ndarray:
 
 
 def _decoded(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> np.ndarray:
-    """The decoded cache; built beside its final name so that a crash leaves no half of it."""
-    shape = (len(images), px, px, 3)
-    if not path.exists():
-        part = path.with_suffix(f".{id(images)}.part")
-        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-
-        def fill(first: int) -> None:
-            block = images.slice(first, 256).to_pylist()
-            out[first : first + len(block)] = resize(np.stack([decode(data) for data in block]))
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(fill, range(0, len(images), 256)))
-        out.flush()
-        part.rename(path)
+    """The decoded cache; one worker of a node builds it while the others wait."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _decode_to(path, images, px, resize)
     return np.load(path, mmap_mode="r")
+
+
+def _decode_to(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> None:
+    """Built beside its final name, so that a crash leaves no half of it."""
+    part = path.with_suffix(".part")
+    shape = (len(images), px, px, 3)
+    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+
+    def fill(first: int) -> None:
+        block = images.slice(first, 256).to_pylist()
+        out[first : first + len(block)] = resize(np.stack([decode(data) for data in block]))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fill, range(0, len(images), 256)))
+    out.flush()
+    part.rename(path)

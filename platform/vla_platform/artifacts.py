@@ -1,0 +1,120 @@
+"""Datasets and policy checkpoints in the store, and their copies on a node's disk.
+
+datasets/<id>/manifest.json, shard-*.parquet       complete once the manifest is there
+policies/<run>/step-00001200/policy.safetensors,
+    policy.json, complete.json                      complete once complete.json is there
+training/<run>/step-00001200/…                      optimiser state; only a resume reads it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_platform import places
+from vla_platform.store import Store
+
+COMPLETE = "complete.json"
+MANIFEST = "manifest.json"
+WEIGHTS = "policy.safetensors"
+DESCRIPTION = "policy.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy in the store; `digest` is the sha256 of its weights and its identity."""
+
+    run: str
+    step: int
+    digest: str
+
+    @property
+    def prefix(self) -> str:
+        return checkpoint_prefix(self.run, self.step)
+
+
+def checkpoint_prefix(run: str, step: int) -> str:
+    return f"policies/{run}/step-{step:08d}"
+
+
+def state_prefix(run: str, step: int) -> str:
+    return f"training/{run}/step-{step:08d}"
+
+
+def checkpoints(store: Store, run: str) -> list[Checkpoint]:
+    """The run's complete checkpoints by step."""
+    found = []
+    for key in store.list(f"policies/{run}/"):
+        if key.endswith(f"/{COMPLETE}"):
+            digest = json.loads(store.get(key))["digest"]
+            found.append(Checkpoint(run, int(key.split("/")[2].removeprefix("step-")), digest))
+    return found
+
+
+def publish_policy(store: Store, run: str, step: int, folder: Path) -> None:
+    """Upload weights and description; `complete_policy` makes them visible."""
+    for name in (WEIGHTS, DESCRIPTION):
+        store.upload(folder / name, f"{checkpoint_prefix(run, step)}/{name}")
+
+
+def complete_policy(store: Store, run: str, step: int, digest: str) -> Checkpoint:
+    marker = json.dumps({"digest": digest, "step": step}).encode()
+    store.put(f"{checkpoint_prefix(run, step)}/{COMPLETE}", marker)
+    return Checkpoint(run, step, digest)
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
+    """A local folder with the policy's weights and description, verified by its digest."""
+    folder = places.cache() / "policies" / checkpoint.digest
+    with _locked(folder):
+        for name in (DESCRIPTION, WEIGHTS):
+            if not (folder / name).exists():
+                store.download(f"{checkpoint.prefix}/{name}", folder / name)
+        if file_digest(folder / WEIGHTS) != checkpoint.digest:
+            (folder / WEIGHTS).unlink()
+            raise ValueError(
+                f"{checkpoint.prefix}/{WEIGHTS} does not have the digest its marker names; "
+                "it was replaced or damaged: train the run again"
+            )
+    return folder
+
+
+def dataset_exists(store: Store, dataset: str) -> bool:
+    return store.exists(f"datasets/{dataset}/{MANIFEST}")
+
+
+def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
+    """The `put(name, bytes)` that writes one dataset; its manifest must come last."""
+    return lambda name, data: store.put(f"datasets/{dataset}/{name}", data)
+
+
+def fetch_dataset(store: Store, dataset: str) -> Path:
+    """A local folder with the dataset's files; KeyError when it is not in the store."""
+    folder = places.cache() / "datasets" / dataset
+    with _locked(folder):
+        if not (folder / MANIFEST).exists():
+            names = [key.split("/")[-1] for key in store.list(f"datasets/{dataset}/")]
+            if MANIFEST not in names:
+                raise KeyError(f"dataset {dataset} is not complete in {store.url}")
+            for name in sorted(names, key=lambda name: name == MANIFEST):
+                store.download(f"datasets/{dataset}/{name}", folder / name)
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process of a node fills a folder while the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

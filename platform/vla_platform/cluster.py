@@ -1,0 +1,65 @@
+"""`Cluster`: the one value that differs between a laptop and 32 GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How training and rollouts are spread; never part of a run's or an episode's identity.
+
+    workers: training workers (min, max); equal numbers switch elasticity off.
+    zero, precision, micro_batch, threads: see `vlm4vla.train.Engine`.
+    slots: simulators per rollout host; hosts: (min, max) rollout hosts.
+    batch: observations per inference call, always padded to this many.
+    gpu_share: GPUs per inference replica; replicas: how many.
+    """
+
+    workers: tuple[int, int]
+    cpus_per_worker: float
+    gpus_per_worker: float
+    zero: int
+    precision: str
+    micro_batch: int | None
+    threads: int
+    slots: int
+    hosts: int
+    cpus_per_host: float
+    replicas: int
+    batch: int
+    gpu_share: float
+
+
+CLUSTERS: dict[str, Cluster] = {
+    "laptop": Cluster(
+        workers=(2, 2),
+        cpus_per_worker=0.5,
+        gpus_per_worker=0,
+        zero=0,
+        precision="fp32",
+        micro_batch=None,
+        threads=1,
+        slots=16,
+        hosts=1,
+        cpus_per_host=0.1,
+        replicas=1,
+        batch=16,
+        gpu_share=0,
+    ),
+    "cluster": Cluster(
+        workers=(4, 8),
+        cpus_per_worker=8,
+        gpus_per_worker=1,
+        zero=2,
+        precision="bf16",
+        micro_batch=16,
+        threads=8,
+        slots=8,
+        hosts=12,
+        cpus_per_host=8,
+        replicas=1,
+        batch=32,
+        gpu_share=1,
+    ),
+}

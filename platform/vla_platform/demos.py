@@ -1,0 +1,88 @@
+"""Collect demonstrations with a simulator's scripted expert, a shard per Ray task."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ray
+
+from envs.api import Benchmark, Demonstration
+from envs.process import SimulatorProcess
+from vla_platform import artifacts
+from vla_platform.store import Store
+
+log = logging.getLogger(__name__)
+
+Plan = Sequence[tuple[str, int]]
+"""(task, initial state) of every demonstration to try."""
+Encode = Callable[[Iterable[Demonstration], int], bytes]
+Finish = Callable[[str, str, Iterable[tuple[str, bytes]]], Any]
+
+
+def collect(
+    store: Store,
+    dataset: str,
+    benchmark: Benchmark,
+    plan: Plan,
+    seed: int,
+    encode: Encode,
+    finish: Finish,
+    per_shard: int,
+    progress: Callable[[int, int, int], None],
+) -> Any:
+    """Run the plan, keep what succeeded, and write the manifest last; resumes by shard.
+
+    encode: demonstrations and the first episode's number to shard bytes. finish: (name,
+    source, shards) to the manifest. progress: (tried, kept, total). Returns the manifest.
+    """
+    parts = [plan[first : first + per_shard] for first in range(0, len(plan), per_shard)]
+    task = ray.remote(num_cpus=1, max_retries=3)(_shard)
+    flying = {
+        task.remote(store, dataset, benchmark, number, part, number * per_shard, seed, encode)
+        for number, part in enumerate(parts)
+    }
+    tried = kept = 0
+    while flying:
+        done, rest = ray.wait(list(flying))
+        flying = set(rest)
+        for note in ray.get(done):
+            tried, kept = tried + note["tried"], kept + note["kept"]
+        progress(tried, kept, len(plan))
+    source = f"scripted expert of {benchmark.name}, seed {seed}, {tried} tried, {kept} kept"
+    manifest = finish(benchmark.name, source, _stored(store, dataset, len(parts)))
+    store.put(f"datasets/{dataset}/{artifacts.MANIFEST}", manifest.to_bytes())
+    return manifest
+
+
+def _shard(
+    store: Store,
+    dataset: str,
+    benchmark: Benchmark,
+    number: int,
+    part: Plan,
+    first_episode: int,
+    seed: int,
+    encode: Encode,
+) -> dict[str, int]:
+    """One shard; its note is put last, so a repeated task finds finished work."""
+    base = f"datasets/{dataset}/shard-{number:05d}"
+    if store.exists(f"{base}.json"):
+        return json.loads(store.get(f"{base}.json"))
+    with SimulatorProcess(benchmark) as process:
+        demos = [process.demonstrate(task, state, seed) for task, state in part]
+    kept = [demo for demo in demos if demo.success]
+    if kept:
+        store.put(f"{base}.parquet", encode(kept, first_episode))
+    note = {"tried": len(demos), "kept": len(kept)}
+    store.put(f"{base}.json", json.dumps(note).encode())
+    return note
+
+
+def _stored(store: Store, dataset: str, count: int) -> Iterator[tuple[str, bytes]]:
+    for number in range(count):
+        name = f"shard-{number:05d}.parquet"
+        if store.exists(f"datasets/{dataset}/{name}"):
+            yield name, store.get(f"datasets/{dataset}/{name}")

@@ -1,0 +1,48 @@
+"""A trained policy as two files, `policy.safetensors` and `policy.json`, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from envs.api import ActionSpec, Benchmark
+from vlm4vla.data.normalise import Normaliser
+from vlm4vla.policies import ActionQueryPolicy, build_policy
+from vlm4vla.run import Run
+
+WEIGHTS = "policy.safetensors"
+DESCRIPTION = "policy.json"
+
+
+def save_policy(policy: ActionQueryPolicy, run: Run, benchmark: Benchmark, folder: Path) -> None:
+    """Write weights (every key, tied ones too) and what is needed to use them."""
+    state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
+    # safetensors refuses tensors that share memory, so tied weights get copies of their own.
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    normaliser = policy.normaliser
+    description = {
+        "run": dataclasses.asdict(run),
+        "chunk": benchmark.chunk,
+        "action_spec": dataclasses.asdict(benchmark.action_spec),
+        "normaliser": normaliser.to_json() if isinstance(normaliser, Normaliser) else None,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def load_policy(folder: Path) -> ActionQueryPolicy:
+    """The policy in a folder, ready to act; FileNotFoundError when a file is missing."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    fields = description["run"]
+    run = Run(**{**fields, "freeze": tuple(fields["freeze"])})
+    normaliser = description["normaliser"]
+    policy = build_policy(
+        run,
+        description["chunk"],
+        normaliser=Normaliser.from_json(normaliser) if normaliser else None,
+        weights=folder / WEIGHTS,
+        action_spec=ActionSpec(**description["action_spec"]),
+    )
+    return policy.eval()
