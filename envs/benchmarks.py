@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Dict
 
-from envs import tabletop
+from envs import calvin, libero, tabletop
 from envs.api import Benchmark, did_you_mean
 
 BENCHMARKS: Dict[str, Benchmark] = {
     **tabletop.BENCHMARKS,
+    **libero.BENCHMARKS,
+    **calvin.BENCHMARKS,
 }
 
 
