@@ -7,8 +7,8 @@ text true (a query after the last real token, an image prefix that is bidirectio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 
 @dataclass(frozen=True)

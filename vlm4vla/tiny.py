@@ -7,7 +7,8 @@ merge (32 latents for Kosmos-2), hidden 64, two vision and two text layers.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vlm4vla.tokenizers import TINY_SIZE, tiny_tokenizer
 
@@ -20,83 +21,83 @@ IMAGE_SCALE = 0.5
 """Tiny models see half the side of the full ones: 112 px where those see 224."""
 
 _id = tiny_tokenizer().token_id
-_TEXT = dict(
-    vocab_size=TINY_SIZE,
-    hidden_size=HIDDEN,
-    intermediate_size=2 * HIDDEN,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=4,
-    max_position_embeddings=512,
-    pad_token_id=_id("<pad>"),
-    bos_token_id=_id("<bos>"),
-    eos_token_id=_id("<eos>"),
-)
-_SIGLIP = dict(
-    hidden_size=HIDDEN,
-    intermediate_size=2 * HIDDEN,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=4,
-    image_size=112,
-    patch_size=28,
-)
+_TEXT = {
+    "vocab_size": TINY_SIZE,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 2 * HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": _id("<pad>"),
+    "bos_token_id": _id("<bos>"),
+    "eos_token_id": _id("<eos>"),
+}
+_SIGLIP = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 2 * HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "image_size": 112,
+    "patch_size": 28,
+}
 _QWEN_TEXT = dict(_TEXT, num_key_value_heads=2)
-_QWEN_VISION = dict(
-    depth=LAYERS,
-    hidden_size=HIDDEN,
-    intermediate_size=2 * HIDDEN,
-    num_heads=4,
-    out_hidden_size=HIDDEN,
-    patch_size=14,
-    spatial_merge_size=2,
+_QWEN_VISION = {
+    "depth": LAYERS,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 2 * HIDDEN,
+    "num_heads": 4,
+    "out_hidden_size": HIDDEN,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
     # One frame is one frame: a second, equal one would double the patch weights for nothing.
-    temporal_patch_size=1,
-)
-_QWEN_IDS = dict(
-    image_token_id=_id("<|image_pad|>"),
-    video_token_id=_id("<|video_pad|>"),
-    vision_start_token_id=_id("<|vision_start|>"),
-    vision_end_token_id=_id("<|vision_end|>"),
-)
+    "temporal_patch_size": 1,
+}
+_QWEN_IDS = {
+    "image_token_id": _id("<|image_pad|>"),
+    "video_token_id": _id("<|video_pad|>"),
+    "vision_start_token_id": _id("<|vision_start|>"),
+    "vision_end_token_id": _id("<|vision_end|>"),
+}
 
 
 def _rope(sections: tuple[int, int, int]) -> dict[str, Any]:
-    return dict(rope_type="default", mrope_section=list(sections), rope_theta=10_000.0)
+    return {"rope_type": "default", "mrope_section": list(sections), "rope_theta": 10_000.0}
 
 
-_PALIGEMMA = dict(
-    image_token_index=_id("<image>"),
-    projection_dim=HIDDEN,
-    hidden_size=HIDDEN,
-    vision_config=dict(_SIGLIP, projection_dim=HIDDEN),
-)
+_PALIGEMMA = {
+    "image_token_index": _id("<image>"),
+    "projection_dim": HIDDEN,
+    "hidden_size": HIDDEN,
+    "vision_config": dict(_SIGLIP, projection_dim=HIDDEN),
+}
 _GEMMA = dict(_TEXT, head_dim=16, num_key_value_heads=1)
 _QWEN3 = dict(
     _QWEN_IDS,
     vision_config=dict(_QWEN_VISION, num_position_embeddings=64, deepstack_visual_indexes=[0]),
 )
 _QWEN3_TEXT = dict(_QWEN_TEXT, head_dim=16, rope_parameters=_rope((4, 2, 2)))
-_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=HIDDEN)
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
 
 SIZES: Mapping[str, dict[str, Any]] = {
     "paligemma-1": dict(_PALIGEMMA, text_config=_GEMMA),
     "paligemma-2": dict(_PALIGEMMA, text_config=dict(_GEMMA, query_pre_attn_scalar=16)),
-    "kosmos-2": dict(
-        latent_query_num=32,
-        text_config=dict(
-            vocab_size=TINY_SIZE,
-            embed_dim=HIDDEN,
-            layers=LAYERS,
-            ffn_dim=2 * HIDDEN,
-            attention_heads=4,
-            max_position_embeddings=512,
-            dropout=0.0,
-            attention_dropout=0.0,
-            pad_token_id=_id("<pad>"),
-            bos_token_id=_id("<s>"),
-            eos_token_id=_id("</s>"),
-        ),
-        vision_config=_SIGLIP,
-    ),
+    "kosmos-2": {
+        "latent_query_num": 32,
+        "text_config": {
+            "vocab_size": TINY_SIZE,
+            "embed_dim": HIDDEN,
+            "layers": LAYERS,
+            "ffn_dim": 2 * HIDDEN,
+            "attention_heads": 4,
+            "max_position_embeddings": 512,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "pad_token_id": _id("<pad>"),
+            "bos_token_id": _id("<s>"),
+            "eos_token_id": _id("</s>"),
+        },
+        "vision_config": _SIGLIP,
+    },
     "qwen2.5-vl": dict(
         _QWEN_IDS,
         text_config=dict(_QWEN_TEXT, rope_parameters=_rope((2, 3, 3))),
@@ -113,8 +114,10 @@ def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(config)
     for key, value in changes.items():
         old = result.get(key)
-        is_tree = isinstance(value, Mapping) and isinstance(old, Mapping) and key.endswith("config")
-        result[key] = merged(old, value) if is_tree else value
+        if isinstance(old, Mapping) and key.endswith("_config"):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
     return result
 
 

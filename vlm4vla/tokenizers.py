@@ -24,14 +24,13 @@ TINY_SPECIAL = (
 )
 TINY_CELLS = tuple(f"<cell{i:02d}>" for i in range(64))
 """Locations on an 8 x 8 grid over the image, row by row from the top left."""
-TINY_WORDS = tuple(
-    """
+_WORDS = """
     reach push pick up put place grasp move lift the a block cube red green blue yellow tray into
     in on away from to of left right above below near is there where what which how many colour
     color yes no none gripper open closed and it at system user assistant you are helpful action
     should robotic arm take question answer
-    """.split()
-)
+"""
+TINY_WORDS = tuple(_WORDS.split())
 TINY_CHARACTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,?!:;'-")
 TINY_VOCABULARY = (*TINY_SPECIAL, *TINY_CELLS, *TINY_WORDS, *TINY_CHARACTERS)
 TINY_SIZE = 256

@@ -87,6 +87,7 @@ class Family(ABC):
 
     def speed_up(self, vlm: nn.Module) -> None:
         """Swap in faster code with the same numbers; nothing by default."""
+        return None
 
     @abstractmethod
     def tiny_init(self, vlm: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.vision_utils import (
-    get_vision_attention_seqlens,
+    get_vision_cu_seqlens,
     get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
     get_vision_window_index,
@@ -43,7 +43,7 @@ def packed_attention(
     max_length_q: the longest segment. Equal segments become a batch; others are split.
     """
     assert cu_seq_lens_q is not None and max_length_q is not None
-    _, heads, packed, width = query.shape
+    heads, packed, width = query.shape[1:]
     segments = len(cu_seq_lens_q) - 1
     if segments * max_length_q != packed:
         return _split_attention(query, key, value, cu_seq_lens_q, scaling), None
@@ -59,7 +59,7 @@ def _split_attention(
 ) -> Tensor:
     lengths = ends.diff().tolist()
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    outs = [functional.scaled_dot_product_attention(*part, scale=scaling) for part in parts]
+    outs = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
     return torch.cat(outs, dim=2).transpose(1, 2)
 
 
@@ -104,7 +104,7 @@ def _plan(
 ) -> VisionPlan:
     side = math.isqrt(patches)
     grid = torch.tensor([[1, side, side]] * batch)
-    ends, _ = get_vision_attention_seqlens(grid, _NotFlash())
+    ends = get_vision_cu_seqlens(grid)
     tensors: dict[str, Any] = {
         "image_position_ids": get_vision_position_ids(grid, merge).to(device),
         "image_cu_seqlens": ends.to(device),
@@ -120,12 +120,6 @@ def _plan(
         tensors["image_interp_indices"] = indices.to(device)
         tensors["image_interp_weights"] = weights.to(device)
     return VisionPlan(grid, tensors)
-
-
-class _NotFlash:
-    """Stands in for a config where only "is this flash attention?" is asked."""
-
-    _attn_implementation = None
 
 
 def _taps(grid: Tensor, merge: int, side: int) -> tuple[Tensor, Tensor]:

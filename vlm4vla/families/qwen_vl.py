@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -89,8 +90,7 @@ class QwenVL(Family):
         return Template(_SYSTEM + _USER, f"<|vision_end|>{{text}}{_ASSISTANT}", "<|im_end|>")
 
     def hidden(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T D"]:
-        flat_BNC = inputs["pixel_values"]
-        images = self._image_features(vlm, flat_BNC)
+        images = self._image_features(vlm, inputs["pixel_values"])
         output = vlm.model(
             input_ids=inputs["input_ids"],
             mm_encoder_outputs={"image": images},
@@ -124,11 +124,11 @@ class QwenVL(Family):
         vision = row.config["vision_config"]
         return int(vision["patch_size"] * vision.get("spatial_merge_size", 2))
 
-    def _image_features(self, vlm: Any, flat_BNC: Tensor) -> Any:
-        batch, patches, _ = flat_BNC.shape
-        plan = vision_plan(vlm.config.vision_config, batch, patches, flat_BNC.device)
+    def _image_features(self, vlm: Any, flat: Float[Tensor, "B N P"]) -> Any:
+        batch, patches, _ = flat.shape
+        plan = vision_plan(vlm.config.vision_config, batch, patches, flat.device)
         return vlm.model.get_image_features(
-            flat_BNC.flatten(0, 1).to(vlm.dtype), plan.grid, return_dict=True, **plan.precomputed
+            flat.flatten(0, 1).to(vlm.dtype), plan.grid, return_dict=True, **plan.precomputed
         )
 
     def _positions(self, vlm: Any, inputs: Inputs) -> Int[Tensor, "3 B T"]:

@@ -47,7 +47,7 @@ class ActionQueryPolicy(nn.Module):
     def __init__(
         self,
         row: Backbone,
-        vlm: nn.Module,
+        vlm: Any,
         tokenizer: Tokenizer,
         recipe: Recipe,
         chunk: int,

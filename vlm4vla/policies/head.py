@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class ActionHead(nn.Module):
 def _branch(width: int, out: int) -> list[nn.Module]:
     sizes = [width, width, width // 2, width // 4]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return [*layers, nn.Linear(sizes[-1], out)]
 
