@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Protocol, Tuple
+from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -92,10 +92,34 @@ class Benchmark:
     recipe: TrainingRecipe
     dataset: str
     success_rule: str = "any_step"
+    demonstrations_from: int = 1_000_000
+    """Initial states from here on are sampled for demonstrations and never evaluated."""
     simulator_args: Mapping[str, Any] = field(default_factory=dict)
 
     def step_limit(self, task: str) -> int:
         return self.step_limits.get(task, self.step_limits.get("*", 0))
+
+    def choose_tasks(self, names: Optional[Sequence[str]]) -> Tuple[str, ...]:
+        """Some of the tasks, by name or by number; all of them for None."""
+        return self.tasks if names is None else tuple(self._task(name) for name in names)
+
+    def _task(self, name: str) -> str:
+        if name.isdigit() and int(name) < len(self.tasks):
+            return self.tasks[int(name)]
+        if name not in self.tasks:
+            raise did_you_mean("task of " + self.name, name, self.tasks)
+        return name
+
+    def choose_horizon(self, horizon: Optional[int]) -> int:
+        """An allowed horizon; half the chunk for None. ValueError outside 1..chunk."""
+        if horizon is None:
+            return self.horizons[len(self.horizons) // 2]
+        if not 1 <= horizon <= self.chunk:
+            raise ValueError(
+                f"{self.name} predicts {self.chunk} actions at a time, so the horizon is "
+                f"1 to {self.chunk}, not {horizon}."
+            )
+        return horizon
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Callable, Dict, Optional
 
 from envs import calvin, libero, tabletop
 from envs.api import Benchmark, did_you_mean
@@ -19,3 +19,14 @@ def benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise did_you_mean("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
+
+
+WRONG_INSTRUCTIONS: Dict[str, Callable[[str, int], str]] = {
+    "tabletop": tabletop.wrong_instruction,
+}
+"""simulator -> (task, initial state) -> a plausible instruction for something else."""
+
+
+def wrong_instruction(row: Benchmark) -> Optional[Callable[[str, int], str]]:
+    """How to name the wrong thing in this benchmark; None where it does not apply."""
+    return WRONG_INSTRUCTIONS.get(row.simulator)

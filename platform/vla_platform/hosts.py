@@ -56,6 +56,11 @@ class WrongEnvironmentError(Exception):
     """This node's simulator is not the one that the episode's key was made for."""
 
 
+def video_key(episode: Episode) -> str:
+    """Where an episode's video lies in the store."""
+    return f"videos/{episode.cell.id}/{episode.key}.mp4"
+
+
 class Slot:
     """One child and what is known of it."""
 
@@ -207,7 +212,7 @@ class Host:
     def _commit(self, row: Row, frames: list[np.ndarray]) -> Row:
         """The video first: a row that names a video must find it."""
         if frames:
-            key = f"videos/{row.episode.cell.id}/{row.episode.key}.mp4"
+            key = video_key(row.episode)
             self.store.put(key, encode_mp4(frames))
             row = replace(row, video=key)
         self.ledger.commit(row)

@@ -1,0 +1,103 @@
+"""Which backbone makes the best policy? Trains each, rolls it out, prints the table.
+
+    .venv/bin/python jobs/backbone_sweep.py --preset laptop
+    ray job submit --working-dir . -- python jobs/backbone_sweep.py --benchmark libero_object
+
+Every stage looks in the store first: run it again to continue, or to read the table.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+from envs.benchmarks import benchmark, wrong_instruction
+from vla_platform import cli
+from vla_platform.cluster import CLUSTERS, Cluster
+from vla_platform.sweep import Demonstrations, Science, Sweep, Training, Trials
+from vla_platform.tables import rows_of, score_table
+from vlm4vla.analysis import wilson
+from vlm4vla.backbones import backbone, full_rows
+from vlm4vla.data.dataset import build_manifest, encode_shard
+from vlm4vla.export import load_policy
+from vlm4vla.run import Run
+from vlm4vla.train import Engine, make_job, train
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of one scale; any flag overrides its part."""
+
+    backbones: tuple[str, ...]
+    benchmark: str
+    demonstrations: int
+    untrained: bool
+
+
+PRESETS = {
+    "laptop": Preset(
+        ("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop", 400, True
+    ),
+    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10", 50, False),
+}
+SCIENCE = Science(train, load_policy, encode_shard, build_manifest)
+
+
+def arguments() -> cli.argparse.Namespace:
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="laptop", help="the scale")
+    parser.add_argument("--benchmark", help="tabletop, libero_object, … (default: the preset's)")
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="rows of the backbone table")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the benchmark's tasks")
+    parser.add_argument("--trials", type=int, help="initial states per task")
+    parser.add_argument("--horizon", type=int, help="actions executed of each predicted chunk")
+    parser.add_argument("--steps", type=int, help="training steps instead of the recipe's")
+    parser.add_argument("--batch", type=int, help="global batch instead of the recipe's")
+    parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
+    parser.add_argument("--init", choices=("pretrained", "scratch"), default="pretrained")
+    parser.add_argument("--demonstrations", type=int, metavar="N", help="expert episodes per task")
+    parser.add_argument("--videos", type=int, default=0, metavar="N", help="mp4s per task, outcome")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args, began = arguments(), time.monotonic()
+    preset, cluster = PRESETS[args.preset], CLUSTERS[args.preset]
+    row = benchmark(args.benchmark or preset.benchmark)
+    tasks = row.choose_tasks(args.tasks)
+    names = [backbone(name).name for name in args.backbones or preset.backbones]
+    store = cli.ready_store(args.store)
+    sweep = Sweep(store, row, cluster, SCIENCE, partial(print, flush=True))
+    runs = [training(args, name, row, cluster, preset.untrained) for name in names]
+    demonstrations = Demonstrations(
+        tasks, args.demonstrations or preset.demonstrations, row.demonstrations_from
+    )
+    trials = Trials(
+        tasks,
+        args.trials or row.trials,
+        row.choose_horizon(args.horizon),
+        wrong_instruction(row),
+        args.videos,
+    )
+    report = sweep.run(runs, demonstrations, trials)
+    rows = rows_of(sweep.ledger, report.results, wilson)
+    cli.write_json(args.json, rows)
+    print(f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n")
+    print(score_table(rows))
+    print(f"\n{time.monotonic() - began:.0f} s in all: {report.costs()}")
+    print(f"Everything lies in {store.url}: datasets/{report.dataset}, policies/, cells/")
+    for key in report.videos:
+        print(f"video: {key}")
+    return 1 if report.errors else 0
+
+
+def training(args, name: str, row, cluster: Cluster, untrained: bool) -> Training:  # noqa: ANN001
+    wanted = Run(name, row.name, init=args.init, lr=args.lr, steps=args.steps, batch=args.batch)
+    run = replace(wanted, seed=args.seed).resolved(row.recipe)
+    engine = Engine(cluster.zero, cluster.precision, cluster.micro_batch, cluster.threads)
+    return Training(name, run.id(row), run.steps, partial(make_job, run, row, engine, untrained))
+
+
+if __name__ == "__main__":
+    cli.run(main)

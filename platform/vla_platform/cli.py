@@ -1,0 +1,60 @@
+"""What every job's command line shares: common flags, one-sentence errors, JSON results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.process import SimulatorDied, SimulatorMissing
+from vla_platform import places
+from vla_platform.store import Store, StoreError, open_store
+
+EXPECTED = (ValueError, KeyError, FileNotFoundError, StoreError, SimulatorMissing, SimulatorDied)
+"""Errors that are the user's to mend: shown as one sentence, without a trace."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags every job has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument(
+        "--store",
+        default=places.default_store(),
+        help="where everything is kept: a folder, or s3://bucket/prefix?endpoint=URL",
+    )
+    made.add_argument("--seed", type=int, default=0, help="seed of initial weights and data order")
+    made.add_argument("--json", type=Path, metavar="PATH", help="also write the result rows here")
+    return made
+
+
+def ready_store(url: str) -> Store:
+    """The store, after a check that a study could run on it."""
+    store = open_store(url)
+    store.probe()
+    return store
+
+
+def write_json(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(list(rows), indent=1) + "\n")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a job's main; expected errors end it with exit code 2 and one sentence."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = main()
+    except EXPECTED as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {text}", file=sys.stderr)  # noqa: T201
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)  # noqa: T201
+        code = 130
+    sys.exit(code or 0)

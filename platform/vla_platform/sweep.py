@@ -1,0 +1,219 @@
+"""A sweep: demonstrations, a training per run, rollouts of its checkpoints, and their scores.
+
+Every stage looks in the store first, so a sweep that was killed continues, and one that is
+finished only reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from envs.api import Benchmark
+from envs.hashing import stable_hash
+from vla_platform import artifacts, demos, evaluation, session, training
+from vla_platform.artifacts import Checkpoint
+from vla_platform.cluster import Cluster
+from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Wanted
+from vla_platform.inference import LoadPolicy
+from vla_platform.ledger import Ledger
+from vla_platform.progress import Meter
+from vla_platform.rollouts import Pool
+from vla_platform.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Science:
+    """What a sweep needs of the models' side, handed in by the job: functions, not imports."""
+
+    train: training.Train
+    load_policy: LoadPolicy
+    encode_shard: demos.Encode
+    build_manifest: demos.Finish
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run to be trained. id: the run's. make_job: (dataset folder, scratch) to its job."""
+
+    name: str
+    id: str
+    steps: int
+    make_job: training.MakeJob
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Which expert episodes make the dataset: `each` per task, from initial state `first` on."""
+
+    tasks: tuple[str, ...]
+    each: int
+    first: int
+    seed: int = 0
+    per_shard: int = 100
+
+    def plan(self) -> list[tuple[str, int]]:
+        return [(task, self.first + i) for i in range(self.each) for task in self.tasks]
+
+    def id(self, benchmark: Benchmark, fingerprint: str) -> str:
+        plan = [self.tasks, self.each, self.first, self.seed, self.per_shard]
+        return f"{benchmark.name}-{stable_hash([plan, fingerprint])[:12]}"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What every checkpoint is tested on. film: videos per task and outcome."""
+
+    tasks: tuple[str, ...]
+    each: int
+    horizon: int
+    wrong_word: Instruct | None
+    film: int = 0
+
+
+@dataclass
+class Result:
+    """label: "trained", "untrained" or "wrong-word"."""
+
+    name: str
+    label: str
+    wanted: Wanted
+
+
+@dataclass
+class Report:
+    """What a sweep did: scores in order, and what they cost this time."""
+
+    results: list[Result]
+    dataset: str
+    trained_s: float = 0.0
+    played: int = 0
+    errors: int = 0
+    rollout_s: float = 0.0
+    videos: list[str] = field(default_factory=list)
+
+    def costs(self) -> str:
+        """What this call spent; nothing when everything was in the store."""
+        if not self.trained_s and not self.played:
+            return "trained nothing and rolled nothing out: everything was in the store"
+        return (
+            f"trained {self.trained_s:.0f} s; played {self.played} episodes in "
+            f"{self.rollout_s:.0f} s; {self.errors} errors"
+        )
+
+
+class Sweep:
+    """Trains and scores runs on one benchmark."""
+
+    def __init__(
+        self,
+        store: Store,
+        benchmark: Benchmark,
+        cluster: Cluster,
+        science: Science,
+        say: Callable[[str], None],
+    ) -> None:
+        self.store, self.benchmark, self.cluster = store, benchmark, cluster
+        self.science, self.say = science, say
+        self.ledger = Ledger(store)
+        self.connected = False
+        self.fingerprint = evaluation.environment(self.ledger, benchmark)
+
+    def run(
+        self, runs: Sequence[Training], demonstrations: Demonstrations, trials: Trials
+    ) -> Report:
+        """Everything that is missing, then the scores of everything."""
+        dataset = demonstrations.id(self.benchmark, self.fingerprint)
+        report = Report([], dataset)
+        for run in runs:
+            last = self._trained(run, demonstrations, dataset, report)
+            wanted = self._wanted(run, last, trials)
+            report.results += wanted
+            self._play(run.name, [result.wanted for result in wanted], report)
+        if trials.film:
+            trained = [result.wanted for result in report.results if result.label == "trained"]
+            report.videos = evaluation.film(self.ledger, trained, trials.film, self._pool)
+        return report
+
+    def _trained(
+        self, run: Training, demonstrations: Demonstrations, dataset: str, report: Report
+    ) -> list[Checkpoint]:
+        """The run's untrained and final checkpoints, training it if they are not there."""
+        found = artifacts.checkpoints(self.store, run.id)
+        if not found or found[-1].step < run.steps:
+            self._connect()
+            self._collect(demonstrations, dataset)
+            began = time.monotonic()
+            self.say(f"{run.name}: training run {run.id}")
+            found = training.fit(
+                self.science.train, run.make_job, run.id, dataset, self.store, self.cluster, run.name
+            )
+            report.trained_s += time.monotonic() - began
+        return found
+
+    def _connect(self) -> None:
+        """Ray starts only when there is something to train or to play."""
+        if not self.connected:
+            self.say(f"Ray dashboard: {session.connect() or 'none'}")
+            self.connected = True
+
+    def _collect(self, demonstrations: Demonstrations, dataset: str) -> None:
+        if artifacts.dataset_exists(self.store, dataset):
+            return
+        self.say(f"{self.benchmark.name}: collecting demonstrations {dataset}")
+        with Meter("demonstrations") as meter:
+            demos.collect(
+                self.store,
+                dataset,
+                self.benchmark,
+                demonstrations.plan(),
+                demonstrations.seed,
+                self.science.encode_shard,
+                self.science.build_manifest,
+                demonstrations.per_shard,
+                lambda tried, kept, total: meter.show(tried, total, f"{kept} kept"),
+            )
+
+    def _wanted(
+        self, run: Training, found: Sequence[Checkpoint], trials: Trials
+    ) -> list[Result]:
+        untrained, last = found[0], found[-1]
+        pairs = [("trained", last, OWN), ("untrained", untrained, OWN)]
+        if trials.wrong_word:
+            pairs.append(("wrong-word", last, WRONG_WORD))
+        return [
+            Result(run.name, label, self._score(checkpoint, mode, trials))
+            for label, checkpoint, mode in pairs
+        ]
+
+    def _score(self, checkpoint: Checkpoint, mode: str, trials: Trials) -> Wanted:
+        return Wanted(
+            checkpoint=checkpoint,
+            benchmark=self.benchmark,
+            horizon=trials.horizon,
+            fingerprint=self.fingerprint,
+            tasks=trials.tasks,
+            trials=trials.each,
+            mode=mode,
+            instruct=trials.wrong_word if mode == WRONG_WORD else None,
+        )
+
+    def _play(self, name: str, wanted: Sequence[Wanted], report: Report) -> None:
+        began = time.monotonic()
+        with Meter(f"{name} rollouts") as meter:
+            tally = evaluation.play(self.ledger, wanted, self._pool, meter.tally)
+        if tally.total:
+            report.rollout_s += time.monotonic() - began
+        report.played += tally.done
+        report.errors += len(tally.errors)
+        for assignment, reason in tally.errors[:3]:
+            self.say(f"{name}: {assignment.episode.task} #{assignment.episode.initial_state}: {reason}")
+
+    def _pool(self) -> Pool:
+        self._connect()
+        return Pool(self.store, self.science.load_policy, self.cluster)
+
