@@ -90,9 +90,14 @@ class Replica:
         backlog: list[_Request] = []
         while True:
             backlog += self._gather(block=not backlog)
-            batch = self._alike(backlog)
-            backlog = [request for request in backlog if not any(request is b for b in batch)]
-            self._answer(batch)
+            try:
+                self._answer(self._alike(backlog))
+            except Exception as error:
+                # A policy that cannot be loaded or fails answers so; this thread must live on.
+                for request in self._same_policy(backlog):
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
+            backlog = [request for request in backlog if not request.answer.done()]
 
     def _gather(self, block: bool) -> list[_Request]:
         """Whatever waits; after the first, company may still arrive for GATHER_S."""
@@ -108,45 +113,30 @@ class Replica:
 
     def _alike(self, backlog: list[_Request]) -> list[_Request]:
         """The oldest request and those that may share its batch, up to the fixed size."""
-        first = backlog[0]
-        policy = self._policy(first)
-        if policy is None:
-            return [first]
-        group = policy.group(first.observation)
-        return [
-            request
-            for request in backlog
-            if request.checkpoint == first.checkpoint and policy.group(request.observation) == group
-        ][: self.batch]
+        policy = self._policy(backlog[0])
+        group = policy.group(backlog[0].observation)
+        same = self._same_policy(backlog)
+        return [r for r in same if policy.group(r.observation) == group][: self.batch]
 
-    def _policy(self, request: _Request) -> Policy | None:
-        """The request's policy; None when it cannot be loaded, which its answer then says."""
+    def _same_policy(self, backlog: list[_Request]) -> list[_Request]:
+        return [r for r in backlog if r.checkpoint == backlog[0].checkpoint]
+
+    def _policy(self, request: _Request) -> Policy:
         digest = request.checkpoint.digest
-        try:
-            policy = self.policies.pop(digest, None) or self.load(
-                artifacts.fetch_policy(self.store, request.checkpoint)
-            )
-        except Exception as error:
-            request.answer.set_exception(error)
-            return None
+        policy = self.policies.pop(digest, None) or self.load(
+            artifacts.fetch_policy(self.store, request.checkpoint)
+        )
         self.policies[digest] = policy
         while len(self.policies) > MOST_POLICIES:
             self.policies.pop(next(iter(self.policies)))
         return policy
 
     def _answer(self, batch: list[_Request]) -> None:
-        if batch[0].answer.done():
-            return
         policy = self.policies[batch[0].checkpoint.digest]
-        try:
-            length = policy.group(batch[0].observation)
-            chunks = policy.act(padded([r.observation for r in batch], self.batch), length)
-            for request, chunk in zip(batch, chunks[: len(batch)], strict=True):
-                request.answer.set_result(_checked(chunk))
-        except Exception as error:
-            for request in batch:
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+        length = policy.group(batch[0].observation)
+        chunks = policy.act(padded([r.observation for r in batch], self.batch), length)
+        for request, chunk in zip(batch, chunks[: len(batch)], strict=True):
+            request.answer.set_result(_checked(chunk))
 
 
 def _checked(chunk: np.ndarray) -> np.ndarray:

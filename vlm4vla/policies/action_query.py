@@ -130,6 +130,14 @@ class ActionQueryPolicy(nn.Module):
             return images
         return resize(resize(images, self.image_px, spec.resample), side, spec.resample)
 
+    def group(self, observation: Observation) -> int:
+        """Total tokens, rounded up: prompts of one group share a batch at one fixed shape.
+
+        It depends on the observation alone, so company never changes an episode's actions.
+        """
+        used = len(self.prompter.tokens(observation.instruction)) + 1
+        return min(-(-used // GROUP) * GROUP, self.prompter.context)
+
     # -- output
 
     def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B k 6"], Float[Tensor, "B k"]]:
