@@ -139,4 +139,4 @@ def full_rows() -> tuple[Backbone, ...]:
 if __name__ == "__main__":
     from vlm4vla.sizes import main
 
-    main()
+    print(main())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vlm4vla.backbones import Backbone
 from vlm4vla.families import family_of
@@ -62,42 +63,47 @@ def _tiny_pretrained(row: Backbone, file: Path) -> nn.Module:
             f"`python jobs/pretrain_tiny.py`, or train with init='scratch'."
         )
     vlm = family_of(row).build(row)
-    load_weights(vlm, load_file(file), str(file))
+    weights = load_file(file)
+    if LM_HEAD in dict(vlm.named_parameters()) and LM_HEAD not in weights:
+        # The file's row ties its head to its words; this one starts from the same values.
+        weights[LM_HEAD] = weights[row.modules.embedding + ".weight"]
+    load_weights(vlm, weights, str(file))
     return vlm
 
 
 def save_tiny(vlm: nn.Module, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a tiny model's weights, tied ones once."""
+    """Write a tiny model's weights, tied ones once; bf16 keeps the file under 1 MB."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(unique_weights(vlm, dtype), file)
+    named = vlm.named_parameters()
+    save_file({n: p.detach().to("cpu", dtype).contiguous() for n, p in named}, file)
 
 
-def unique_weights(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """The module's parameters by name, each tied one under its first name alone."""
-    named = module.named_parameters()
-    return {n: p.detach().to(dtype or p.dtype).contiguous() for n, p in named}
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy `weights` into `module`; ValueError naming every missing, unknown or misfit key.
 
-
-def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Copy `weights` into `module`; ValueError naming every missing, unknown or misfit key."""
-    wanted = dict(module.named_parameters())
-    check_keys({n: tuple(p.shape) for n, p in wanted.items()}, weights, source)
+    A tensor that the module ties may come under any of its names, or all of them.
+    """
+    state = module.state_dict(keep_vars=True)
+    check_keys(state, weights, source)
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(weights[name])
+        for name, tensor in state.items():
+            if name in weights:
+                tensor.copy_(weights[name])
 
 
-def check_keys(
-    wanted: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor], source: str
-) -> None:
-    """ValueError unless `found` has exactly the wanted names and shapes."""
-    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    misfit = [
-        f"{n} is {list(found[n].shape)}, should be {list(shape)}"
-        for n, shape in wanted.items()
-        if n in found and tuple(found[n].shape) != shape
-    ]
-    problems = (("missing", missing), ("unknown", unknown), ("of another shape", misfit))
-    told = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in problems if keys]
+def check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    """ValueError unless `found` covers the tensors of a state dict (kept as variables)."""
+    present = {id(tensor) for name, tensor in wanted.items() if name in found}
+    shared = wanted.keys() & found.keys()
+    problems = {
+        "missing": [name for name, tensor in wanted.items() if id(tensor) not in present],
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} is {list(found[name].shape)}, should be {list(wanted[name].shape)}"
+            for name in sorted(shared)
+            if found[name].shape != wanted[name].shape
+        ],
+    }
+    told = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in problems.items() if keys]
     if told:
         raise ValueError(f"weights of {source} do not fit the model: {'; '.join(told)}")
