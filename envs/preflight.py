@@ -1,0 +1,138 @@
+"""Starts a simulator once, and says whether it works here, how fast, and what to do if not."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+
+from envs.api import Benchmark
+from envs.benchmarks import BENCHMARKS
+from envs.process import SimulatorDied, SimulatorMissing, SimulatorProcess, interpreter_for
+
+CHUNK = 4
+CHUNKS = 5
+ADVICE: Tuple[Tuple[str, str], ...] = (
+    (
+        r"EGL|eglQuery|libOpenGL",
+        "install libegl1, libegl-mesa0 and libgl1-mesa-dri, or set MUJOCO_GL=osmesa",
+    ),
+    (r"OSMesa|osmesa", "install libosmesa6, or set MUJOCO_GL=egl"),
+    (r"libGL\.so|libgthread", "install libgl1 and libglib2.0-0"),
+    (
+        r"[Vv]ulkan|VK_|vk::",
+        "install a Vulkan driver (mesa-vulkan-drivers) and point VK_ICD_FILENAMES at it",
+    ),
+    (
+        r"assets|FileNotFoundError|No such file",
+        "its assets or checkout are incomplete: build it again",
+    ),
+    (
+        r"ModuleNotFoundError|ImportError|No module named",
+        "its packages are incomplete: build it again",
+    ),
+    (r"longer than", "it hangs: look for a driver that other processes hold, or a full disk"),
+    (r"SIGKILL", "the machine may be out of memory: start fewer simulators"),
+    (r"SIGSEGV|SIGABRT", "its driver crashed: try the other renderer or a newer Mesa"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one start of a simulator showed. `problem` is None when everything works."""
+
+    simulator: str
+    problem: Optional[str] = None
+    advice: str = ""
+    installed: bool = True
+    facts: Dict[str, str] = field(default_factory=dict)
+
+
+def simulators() -> Dict[str, Benchmark]:
+    """One benchmark of each simulator, to try it with."""
+    rows: Dict[str, Benchmark] = {}
+    for row in BENCHMARKS.values():
+        rows.setdefault(row.simulator, row)
+    return rows
+
+
+def check(row: Benchmark) -> Check:
+    """Start a simulator, render, step, and start its first episode again."""
+    try:
+        interpreter_for(row.simulator)
+    except SimulatorMissing as missing:
+        return Check(row.simulator, str(missing), f"make {row.simulator}", installed=False)
+    try:
+        with SimulatorProcess(row) as process:
+            return _try_out(row, process)
+    except (SimulatorDied, SimulatorMissing) as died:
+        return Check(row.simulator, str(died), advice_for(str(died), row.simulator))
+
+
+def _try_out(row: Benchmark, process: SimulatorProcess) -> Check:
+    began = time.perf_counter()
+    first = process.reset(row.tasks[0], 0, 0).image
+    started = time.perf_counter() - began
+    steps, seconds = _drive(process)
+    again = process.reset(row.tasks[0], 0, 0).image
+    facts = {
+        "start": f"{started:.1f} s",
+        "speed": f"{steps / seconds:.0f} steps/s in chunks of {CHUNK}",
+        "memory": f"{process.rss_bytes() / 2**20:.0f} MiB",
+        **process.fingerprint(),
+    }
+    problem = frame_problem(first)
+    if problem is None and not np.array_equal(first, again):
+        problem = "the same reset gave two different frames"
+    return Check(row.simulator, problem, advice_for(problem or "", row.simulator), facts=facts)
+
+
+def _drive(process: SimulatorProcess) -> Tuple[int, float]:
+    began, steps = time.perf_counter(), 0
+    for _ in range(CHUNKS):
+        result = process.execute(np.zeros((CHUNK, 7), np.float32) - [0, 0, 0, 0, 0, 0, 1])
+        steps += result.steps
+        if result.done:
+            break
+    return steps, time.perf_counter() - began
+
+
+def frame_problem(image: np.ndarray) -> Optional[str]:
+    """Why a uint8 [H, W, 3] cannot be a picture of a scene; None when it can.
+
+    A picture has contrast, and its neighbouring pixels mostly agree; noise and memory that was
+    never drawn into do not.
+    """
+    pixels = image.astype(np.float64)
+    contrast = float(pixels.std())
+    if contrast < 3:
+        return f"the frame is blank (its standard deviation is {contrast:.1f} of 255)"
+    roughness = float(np.abs(np.diff(pixels, axis=0)).mean() / contrast)
+    if roughness > 0.6:
+        return f"the frame is noise (neighbouring pixels differ by {roughness:.1f} deviations)"
+    return None
+
+
+def advice_for(problem: str, simulator: str) -> str:
+    """One line for a person: what to install or change."""
+    if not problem:
+        return ""
+    for pattern, advice in ADVICE:
+        if re.search(pattern, problem):
+            return advice.replace("build it again", f"run `make {simulator}` again")
+    return f"run `make {simulator}` again, then read the message above"
+
+
+def report(check: Check) -> List[str]:
+    """The lines to print for one simulator."""
+    if not check.installed:
+        return [f"{check.simulator}: not installed ({check.advice})"]
+    lines = [f"{check.simulator}: {'works' if check.problem is None else 'FAILS'}"]
+    lines += [f"  {name}: {value}" for name, value in check.facts.items()]
+    if check.problem is not None:
+        lines += [f"  {line}" for line in check.problem.strip().splitlines()[-12:]]
+        lines += [f"  advice: {check.advice}"]
+    return lines
