@@ -40,8 +40,8 @@ from vla_platform.rows import (
 from vla_platform.scrub import scrub
 from vla_platform.store import Store
 
-READERS = 16
-"""Threads that fetch loose rows: on S3 the wait is the network's."""
+READERS = 8
+"""Threads that fetch loose rows: on S3 the wait is the network's, on a folder parsing is."""
 _BATCH = 1_000
 """Loose rows per merge: a table of 100k one-row chunks would take a gigabyte."""
 _ORDER = [(name, "ascending") for name in ("task", "initial_state", "seed", "key")]
@@ -66,10 +66,13 @@ class Ledger:
 
     def describe(self, cell: Cell) -> None:
         """Keep what the cell's id stands for; free after the first time."""
-        if cell.id not in self._described:
+        if cell.id in self._described:
+            return
+        name = f"cells/{cell.id}/cell.json"
+        if not self.store.exists(name):  # a contended put_new can take SeaweedFS seconds
             text = canonical_json({"schema": SCHEMA, **dataclasses.asdict(cell)})
-            self.store.put_new(f"cells/{cell.id}/cell.json", text.encode())
-            self._described.add(cell.id)
+            self.store.put_new(name, text.encode())
+        self._described.add(cell.id)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell ever begun."""

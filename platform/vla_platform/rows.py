@@ -165,16 +165,17 @@ def encode_row(row: Row) -> bytes:
 
 
 def decode(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Rows (or some of their columns) from Parquet; BrokenRowsError when they are not ours."""
+    """Rows, or "schema" and the named columns, from Parquet; BrokenRowsError if not ours."""
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if not file.schema_arrow.equals(ROWS):
             raise BrokenRowsError(_schema_difference(file.schema_arrow))
-        table = file.read(columns=columns, use_threads=False)
-        versions = file.read(columns=["schema"], use_threads=False)["schema"].unique().to_pylist()
+        wanted = None if columns is None else ["schema", *columns]
+        table = file.read(columns=wanted, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise BrokenRowsError(f"not readable as Parquet ({type(error).__name__})") from None
-    if versions not in ([SCHEMA], []):
+    versions = set(table["schema"].to_pylist()) - {SCHEMA}
+    if versions:
         raise BrokenRowsError(f"written with schema {versions}, this code reads {SCHEMA}")
     return table
 
