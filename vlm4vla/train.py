@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,20 @@ class TrainJob:
     """Also publish the policy before its first step, as step 0, to be compared with."""
 
 
+def make_job(
+    run: Run, benchmark: Benchmark, engine: Engine, keep_untrained: bool, dataset: Path, scratch: Path
+) -> TrainJob:
+    """A job from what is known when it is planned and what a worker adds: its folders."""
+    return TrainJob(
+        run=run.resolved(benchmark.recipe),
+        benchmark=benchmark,
+        dataset=dataset,
+        scratch=scratch,
+        engine=engine,
+        keep_untrained=keep_untrained,
+    )
+
+
 class Sink(Protocol):
     """Where checkpoints and metrics go."""
 
@@ -91,9 +105,9 @@ class TrainingDivergedError(Exception):
 
 @dataclass(frozen=True)
 class _Batch:
-    """One worker's samples; actions [b, k, 7] normalised, mask bool [b, k].
+    """A micro-batch; actions [b, k, 7] normalised, mask bool [b, k].
 
-    weight makes the workers' mean losses average to the mean over the global batch.
+    weight makes the micro-batches' mean losses average to the mean over the global batch.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -191,7 +205,7 @@ class _Trainer:
         listed = self.job.benchmark.recipe.checkpoints
         return {step for step in listed if step < self.steps} | {self.steps}
 
-    def _batches(self) -> Iterator[tuple[int, _Batch]]:
+    def _batches(self) -> Iterator[tuple[int, list[_Batch]]]:
         """Batches prepared one step ahead in a thread, so that decoding hides behind compute."""
         with ThreadPoolExecutor(1) as ahead:
             future = ahead.submit(self._prepare, self.step)
@@ -201,21 +215,34 @@ class _Trainer:
                     future = ahead.submit(self._prepare, step + 1)
                 yield step, batch
 
-    def _prepare(self, step: int) -> _Batch:
-        """This worker's share of the global batch."""
+    def _prepare(self, step: int) -> list[_Batch]:
+        """This worker's share of the global batch, in micro-batches."""
         indices = batch_at(self.run.seed, step, self.batch, len(self.data))
         chunks, mask = self.data.chunks(indices, self.job.benchmark.chunk)
         slots = range(self.batch)[share(self.batch, self.rank, self.workers)]
+        size = self.engine.train_micro_batch_size_per_gpu()
+        parts = [slots[first : first + size] for first in range(0, len(slots), size)]
+        weigh = self.workers * len(parts) / mask.sum()
+        return [self._part(step, part, indices, chunks, mask, weigh) for part in parts]
+
+    def _part(
+        self,
+        step: int,
+        slots: range,
+        indices: np.ndarray,
+        chunks: np.ndarray,
+        mask: np.ndarray,
+        weigh: float,
+    ) -> _Batch:
         images, actions = zip(*(self._sample(step, s, indices, chunks) for s in slots), strict=True)
-        inputs = self.policy.prepare(
-            np.stack(images), [self.data.instructions[indices[slot]] for slot in slots]
-        )
         own = mask[slots.start : slots.stop]
         return _Batch(
-            inputs,
+            self.policy.prepare(
+                np.stack(images), [self.data.instructions[indices[slot]] for slot in slots]
+            ),
             torch.from_numpy(self.normaliser.forward(np.stack(actions))),
             torch.from_numpy(own),
-            weight=float(own.sum() * self.workers / mask.sum()),
+            weight=float(own.sum() * weigh),
         )
 
     def _sample(
@@ -225,19 +252,27 @@ class _Trainer:
         name = self.job.benchmark.recipe.augmentation
         return augment.apply(name, self.data.images[indices[slot]], chunks[slot], rng)
 
-    def _one(self, step: int, batch: _Batch) -> dict[str, float]:
+    def _one(self, step: int, batch: Sequence[_Batch]) -> dict[str, float]:
+        """One optimiser step over this worker's micro-batches; their mean metrics."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.job, step)
+        totals: dict[str, float] = {}
+        for part in batch:
+            for name, value in self._accumulate(step, part).items():
+                totals[name] = totals.get(name, 0.0) + value * part.weight / len(batch)
+        return totals
+
+    def _accumulate(self, step: int, part: _Batch) -> dict[str, float]:
         device = self.engine.device
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        loss, metrics = self.engine(inputs, batch.actions.to(device), batch.mask.to(device))
+        inputs = {name: tensor.to(device) for name, tensor in part.inputs.items()}
+        loss, metrics = self.engine(inputs, part.actions.to(device), part.mask.to(device))
         if not math.isfinite(loss.item()):
             samples = batch_at(self.run.seed, step, self.batch, len(self.data)).tolist()
             raise TrainingDivergedError(
                 f"loss is {loss.item()} at step {step} of {self.run.backbone}; lower the learning "
                 f"rate or look at the batch's samples {samples}"
             )
-        self.engine.backward(loss * batch.weight)
+        self.engine.backward(loss * part.weight)
         self.engine.step()
         return {"loss": loss.item(), **{name: float(value) for name, value in metrics.items()}}
 

@@ -1,0 +1,93 @@
+"""The rules of the house: who may import whom, and what must never shadow what."""
+
+import ast
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {
+    "vlm4vla": ROOT / "vlm4vla",
+    "envs": ROOT / "envs",
+    "vla_platform": ROOT / "platform" / "vla_platform",
+    "jobs": ROOT / "jobs",
+    "dashboards": ROOT / "dashboards",
+    "infra": ROOT / "infra",
+}
+MAY_IMPORT = {
+    "vlm4vla": {"envs"},
+    "envs": set(),
+    "vla_platform": {"envs"},
+    "jobs": {"vla_platform", "vlm4vla", "envs"},
+    "dashboards": {"vlm4vla"},
+    "infra": set(),
+}
+FORBIDDEN = {"vlm4vla": {"ray"}, "dashboards": {"torch", "ray"}, "envs": {"ray"}}
+
+
+def imported(path):
+    """Top-level names that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.split(".")[0]
+
+
+def violations(room, folder):
+    for path in folder.rglob("*.py"):
+        for name in imported(path):
+            foreign = name in ROOMS and name != room and name not in MAY_IMPORT[room]
+            if foreign or name in FORBIDDEN.get(room, ()):
+                yield f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_follow_the_arrows(room):
+    assert list(violations(room, ROOMS[room])) == []
+
+
+def test_envs_need_numpy_alone_at_import():
+    names = [p.stem for p in (ROOT / "envs").glob("*.py") if not p.stem.startswith("__")]
+    code = f"""
+import importlib, sys
+for name in {names}: importlib.import_module("envs." + name)
+roots = {{name.split(".")[0] for name in sys.modules}}
+print(sorted(roots & {{"torch", "ray", "libero", "mujoco", "pybullet", "sapien", "PIL"}}))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_a_wrong_arrow_is_seen(tmp_path):
+    (tmp_path / "wrong.py").write_text("def f():\n    import ray\n    from jobs import study\n")
+    assert {name for name in imported(tmp_path / "wrong.py")} == {"ray", "jobs"}
+
+
+def test_platform_stays_the_standard_library():
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    assert Path(platform.__file__).name == "platform.py"
+    code = "import platform; print(platform.system())"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == platform.system()
+
+
+def test_platform_inside_a_ray_task(ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    def system():
+        import platform
+
+        import vla_platform
+
+        return platform.system(), vla_platform.__name__
+
+    assert ray.get(system.remote()) == (platform.system(), "vla_platform")

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from envs.api import Demonstration
+from vlm4vla.data import augment
+from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
+from vlm4vla.data.normalise import CHAINS, Normaliser, Statistics
+from vlm4vla.data.order import batch_at, generator_at, share
+
+
+def demonstration(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8)
+    actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+    return Demonstration(f"do thing {seed}", images, actions, True, steps)
+
+
+def write(folder, demos):
+    data = encode_shard(demos, 0)
+    (folder / "shard-00000.parquet").write_bytes(data)
+    manifest = build_manifest("toy", "test", [("shard-00000.parquet", data)])
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    return Dataset(folder, 8, lambda images: images)
+
+
+def test_frames_and_actions_come_back_exactly(tmp_path):
+    demos = [demonstration(3, 1), demonstration(5, 2)]
+    data = write(tmp_path, demos)
+    assert np.array_equal(data.images, np.concatenate([d.images for d in demos]))
+    assert np.array_equal(data.actions, np.concatenate([d.actions for d in demos]))
+    assert data.instructions[3] == "do thing 2"
+    assert (data.manifest.episodes, data.manifest.frames) == (2, 8)
+
+
+def test_chunks_end_with_their_episode(tmp_path):
+    data = write(tmp_path, [demonstration(3, 1), demonstration(5, 2)])
+    chunks, mask = data.chunks(np.array([0, 1, 2, 7]), 4)
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+    assert np.array_equal(chunks[0, 2], chunks[0, 3])
+    assert np.array_equal(chunks[1, 0], data.actions[1])
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    write(tmp_path, [demonstration(3)])
+    shard = tmp_path / "shard-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="shard-00000.parquet is damaged"):
+        Dataset(tmp_path, 8, lambda images: images)
+
+
+def test_actions_that_are_not_finite_are_refused():
+    demo = demonstration(3)
+    demo.actions[1, 2] = np.nan
+    with pytest.raises(ValueError, match="episode 7"):
+        encode_shard([demo], 7)
+
+
+def test_order_visits_every_sample_once_an_epoch():
+    seen = np.concatenate([batch_at(3, step, 4, 10) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert not np.array_equal(seen[:10], seen[10:])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
+def test_workers_share_the_batch_without_changing_it(workers):
+    slots = range(32)
+    shares = [slots[share(32, rank, workers)] for rank in range(workers)]
+    assert [slot for part in shares for slot in part] == list(slots)
+
+
+def test_augmentation_depends_on_the_slot_alone():
+    image, actions = demonstration(1).images[0], demonstration(1).actions
+    draws = [augment.apply("mirror+shift", image, actions, generator_at(1, 2, 3)) for _ in range(2)]
+    assert np.array_equal(draws[0][0], draws[1][0])
+
+
+def test_mirror_flips_image_and_sideways_motion():
+    image, actions = demonstration(1).images[0], demonstration(1).actions
+    for step in range(20):
+        out, moved = augment.mirror(image, actions, generator_at(0, step, 0))
+        if not np.array_equal(out, image):
+            assert np.array_equal(out, image[:, ::-1])
+            assert np.allclose(moved[:, 0], -actions[:, 0])
+            assert np.array_equal(moved[:, 1:], actions[:, 1:])
+            return
+    pytest.fail("twenty draws never mirrored")
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_normalisation_inverts_inside_its_range(kind):
+    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (500, 7)).astype(np.float32)
+    actions[:, 4] = 0.125  # a dimension that never moves
+    normaliser = Normaliser(kind, Statistics.of(actions))
+    inside = actions[np.all(np.abs(normaliser.forward(actions)[:, :6]) < 0.999, axis=1)]
+    assert len(inside) > 30
+    back = normaliser.inverse(normaliser.forward(inside))
+    assert np.allclose(back, inside, atol=1e-6)
+    assert Normaliser.from_json(normaliser.to_json()) == normaliser
