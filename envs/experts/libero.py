@@ -11,10 +11,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from envs.experts.libero_geometry import DOWN, Geometry, grasp_of, middle
+from envs.experts.libero_geometry import DOWN, Geometry, grasp_of
 
 OPEN, CLOSED = -1.0, 1.0
-ATTEMPTS = 3
+ATTEMPTS = 4
+STALL, PROGRESS = 8, 5e-4
 METRES_PER_STEP, RADIANS_PER_STEP = 0.05, 0.5
 CLEARANCE = 0.10
 """How far above things the gripper travels (m)."""
@@ -25,7 +26,7 @@ class Waypoint:
     """Fingertips' position (m), finger and approach axes, and how to get there.
 
     dwell: steps to stay once there, for the fingers to close or open.
-    patience: steps after which the next waypoint is taken anyway.
+    Where the way is blocked, the next waypoint is taken after STALL steps without progress.
     """
 
     position: np.ndarray
@@ -33,7 +34,6 @@ class Waypoint:
     grip: float
     approach: np.ndarray = field(default_factory=DOWN.copy)
     dwell: int = 0
-    patience: int = 60
     tolerance: float = 0.012
     speed: float = 0.9
 
@@ -50,7 +50,8 @@ class Expert:
         self.finished = False
         self._plan = self._waypoints()
         self._waypoint: Optional[Waypoint] = None
-        self._waited = self._dwelt = 0
+        self._stalled = self._dwelt = 0
+        self._least = np.inf
         self._next()
 
     def act(self) -> np.ndarray:
@@ -71,24 +72,28 @@ class Expert:
         return waypoint.position - position, turn
 
     def _advance(self, waypoint: Waypoint, way: np.ndarray, turn: np.ndarray) -> None:
-        self._waited += 1
-        there = np.linalg.norm(way) < waypoint.tolerance and np.linalg.norm(turn) < 0.1
-        if there or self._waited > waypoint.patience:
+        distance, angle = float(np.linalg.norm(way)), float(np.linalg.norm(turn))
+        left = distance + 0.05 * angle
+        self._stalled = 0 if left < self._least - PROGRESS else self._stalled + 1
+        self._least = min(self._least, left)
+        there = distance < waypoint.tolerance and angle < 0.1
+        if there or self._stalled > STALL or self._dwelt:
             self._dwelt += 1
         if self._dwelt > waypoint.dwell:
             self._next()
 
     def _next(self) -> None:
-        self._waited = self._dwelt = 0
+        self._stalled = self._dwelt = 0
+        self._least = np.inf
         waypoint = next(self._plan, None)
         self.finished = waypoint is None
         self._waypoint = waypoint or self._waypoint
 
     def _waypoints(self) -> Skill:
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             for goal in self.goals:
                 if not self.geometry.env._eval_predicate(goal):
-                    yield from SKILLS[goal[0]](self.geometry, *goal[1:])
+                    yield from SKILLS[goal[0]](self.geometry, attempt, *goal[1:])
 
 
 def rotation_between(
@@ -103,34 +108,41 @@ def rotation_between(
     return vector * (angle / max(2 * sine, 1e-9))
 
 
-def put(geometry: Geometry, name: str, target: str) -> Skill:
+def put(geometry: Geometry, attempt: int, name: str, target: str) -> Skill:
     """Grasp an object, carry it above a target and let go."""
-    yield from lift(geometry, name)
+    yield from lift(geometry, attempt, name)
     grip, fingers, _ = geometry.gripper()
-    points = geometry.object_points(name)
-    if grip[2] - points[:, 2].max() > 0.03:
+    if grip[2] - geometry.object_points(name)[:, 2].max() > 0.03:
         return  # nothing in the hand: the next attempt plans anew
-    hanging = middle(points) - grip
-    hanging[2] = points[:, 2].min() - grip[2]
-    goal = resting_place(geometry, target) - hanging
-    travel = max(goal[2] + 0.03, grip[2])
-    over = np.array([goal[0], goal[1], travel])
-    yield Waypoint(np.array([grip[0], grip[1], travel]), fingers, CLOSED)
-    yield Waypoint(over, fingers, CLOSED, speed=0.5, patience=120)
+    place = resting_place(geometry, target)
+    over = place - hanging(geometry, name)
+    over[2] = max(over[2] + 0.03, grip[2])
+    yield Waypoint(np.array([*grip[:2], over[2]]), fingers, CLOSED)
+    yield Waypoint(over, fingers, CLOSED, speed=0.5)
+    goal = place - hanging(geometry, name)  # it may have turned or slipped on the way
     yield Waypoint(goal, fingers, CLOSED, speed=0.5)
-    yield Waypoint(goal, fingers, OPEN, dwell=8, patience=2)
+    yield Waypoint(goal, fingers, OPEN, dwell=8)
     yield Waypoint(goal + [0, 0, CLEARANCE], fingers, OPEN)
 
 
-def lift(geometry: Geometry, name: str) -> Skill:
+def hanging(geometry: Geometry, name: str) -> np.ndarray:
+    """From the fingertips to the held object's origin, at the height of its lowest point (m).
+
+    LIBERO's predicates compare origins; a bowl held by its rim hangs askew.
+    """
+    lowest = geometry.object_points(name)[:, 2].min()
+    return np.array([*geometry.origin(name)[:2], lowest]) - geometry.gripper()[0]
+
+
+def lift(geometry: Geometry, attempt: int, name: str) -> Skill:
     """Close the fingers around an object and raise it."""
-    grasp = grasp_of(geometry, name)
+    grasp = grasp_of(geometry, name, attempt)
     top = geometry.object_points(name)[:, 2].max()
     above = np.array([*grasp.position[:2], top + CLEARANCE])
     high = np.maximum(above, [-np.inf, -np.inf, geometry.gripper()[0][2] - 0.05])
     yield Waypoint(high, grasp.fingers, OPEN)
     yield Waypoint(grasp.position, grasp.fingers, OPEN)
-    yield Waypoint(grasp.position, grasp.fingers, CLOSED, dwell=10, patience=2)
+    yield Waypoint(grasp.position, grasp.fingers, CLOSED, dwell=10)
     yield Waypoint(grasp.position + [0, 0, CLEARANCE + 0.02], grasp.fingers, CLOSED)
 
 
@@ -139,7 +151,7 @@ def resting_place(geometry: Geometry, target: str) -> np.ndarray:
     env = geometry.env
     if target not in env.object_sites_dict:
         points = geometry.object_points(target)
-        return np.array([*middle(points)[:2], points[:, 2].max() + 0.02])
+        return np.array([*geometry.origin(target)[:2], points[:, 2].max() + 0.005])
     place = geometry.site(target)
     parent = env.object_sites_dict[target].parent_name
     if "contain" in target:

@@ -58,6 +58,9 @@ class Geometry:
         shapes = [self.object_points(other) for other in names if self._has_shape(other)]
         return np.concatenate(shapes) if shapes else np.zeros((0, 3))
 
+    def origin(self, name: str) -> np.ndarray:
+        return np.array(self.data.xpos[self.env.obj_body_id[name]])
+
     def site(self, name: str) -> np.ndarray:
         return np.array(self.env.sim.data.get_site_xpos(name))
 
@@ -88,16 +91,17 @@ class Geometry:
             first, count = self.model.mesh_vertadr[mesh], self.model.mesh_vertnum[mesh]
             return self.model.mesh_vert[first : first + count]
         if kind == BOX:
-            return _CORNERS * size
+            return _LATTICE * size
         if kind == SPHERE:
-            return _CORNERS * size[0]
+            return _LATTICE * size[0]
         angles = np.linspace(0, 2 * np.pi, 16)
         ring = np.stack([size[0] * np.cos(angles), size[0] * np.sin(angles)], 1)
         ends = [np.c_[ring, np.full(len(ring), z)] for z in (-size[1], size[1])]
         return np.concatenate(ends)
 
 
-_CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+_LATTICE = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * 3), -1).reshape(-1, 3)
+"""Of a box: long walls are obstacles between their corners too."""
 
 
 def middle(points: np.ndarray) -> np.ndarray:
@@ -114,8 +118,11 @@ def turn_between(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.arccos(np.clip(abs(one @ other), 0.0, 1.0)))
 
 
-def grasp_of(geometry: Geometry, name: str) -> Grasp:
-    """Around the object where it is narrow enough for the fingers, else at its rim."""
+def grasp_of(geometry: Geometry, name: str, attempt: int = 0) -> Grasp:
+    """Around the object where it is narrow enough for the fingers, else at its rim.
+
+    Later attempts take the next best place at the rim.
+    """
     points = geometry.object_points(name)
     now = geometry.gripper()[1]
     start = float(np.arctan2(now[1], now[0]))
@@ -124,30 +131,52 @@ def grasp_of(geometry: Geometry, name: str) -> Grasp:
     cost = widths + 0.004 * np.array([turn_between(axis, now) for axis in axes])
     best = int(cost.argmin())
     if widths[best] > OPENING:
-        return _rim_grasp(geometry, name, points, start)
+        return _rim_grasp(geometry, name, points, attempt)
     position = middle(points)
     top, bottom = points[:, 2].max(), points[:, 2].min()
     position[2] = max(position[2], top - FINGER_DEPTH, bottom + 0.006)
     return Grasp(position, axes[best], rim=False)
 
 
-def _rim_grasp(geometry: Geometry, name: str, points: np.ndarray, start: float) -> Grasp:
+def _rim_grasp(geometry: Geometry, name: str, points: np.ndarray, attempt: int) -> Grasp:
     """One finger inside, one outside, where the outer one has most room and turns least."""
-    top, bottom = points[:, 2].max(), points[:, 2].min()
+    top = points[:, 2].max()
     rim = points[points[:, 2] > top - RIM_DEPTH]
+    others = _obstacles(geometry.other_points(name), middle(rim), top - RIM_DEPTH - 0.02)
+    now = geometry.gripper()[1]
+    start = float(np.arctan2(now[1], now[0]))
+    axes = [horizontal(start + turn) for turn in np.linspace(-np.pi, np.pi, 25)[:-1]]
+    grasps = [_at_rim(rim, axis) for axis in axes]
+    costs = [0.02 * turn_between(g.fingers, now) - _room(g, others) for g in grasps]
+    ranked = [grasps[i] for i in np.argsort(costs, kind="stable")]
+    return _distinct(ranked)[attempt % len(_distinct(ranked))]
+
+
+def _obstacles(points: np.ndarray, centre: np.ndarray, lowest: float) -> np.ndarray:
+    near = np.linalg.norm(points[:, :2] - centre[:2], axis=1) < 0.2
+    return points[near & (points[:, 2] > lowest)]
+
+
+def _at_rim(rim: np.ndarray, axis: np.ndarray) -> Grasp:
     centre = middle(rim)
-    others = geometry.other_points(name)
-    near = np.linalg.norm(others[:, :2] - centre[:2], axis=1) < 0.2
-    others = others[near & (others[:, 2] > bottom + 0.012)]
-    candidates = []
-    for turn in np.linspace(-np.pi, np.pi, 25)[:-1]:
-        axis = horizontal(start + turn)
-        radius = float((rim @ axis).max() - centre @ axis)
-        position = centre + axis * (radius - 0.006)
-        outside = position + axis * 0.035
-        room = np.linalg.norm(others[:, :2] - outside[:2], axis=1).min() if len(others) else 1.0
-        effort = turn_between(axis, horizontal(start))
-        candidates.append((0.01 * effort - min(room, 0.06), axis, position))
-    _, axis, position = min(candidates, key=lambda candidate: candidate[0])
-    position[2] = top - RIM_DEPTH
+    radius = float((rim @ axis).max() - centre @ axis)
+    position = centre + axis * (radius - 0.006)
+    position[2] = rim[:, 2].max() - RIM_DEPTH
     return Grasp(position, axis, rim=True)
+
+
+def _room(grasp: Grasp, others: np.ndarray) -> float:
+    """Distance (m, at most 0.06) from where the outer finger goes down to what stands there."""
+    outside = grasp.position + grasp.fingers * 0.035
+    if not len(others):
+        return 0.06
+    return min(0.06, float(np.linalg.norm(others[:, :2] - outside[:2], axis=1).min()))
+
+
+def _distinct(ranked: List[Grasp]) -> List[Grasp]:
+    """Of each set of neighbouring places the best: those at least 45 degrees apart."""
+    kept: List[Grasp] = []
+    for grasp in ranked:
+        if all(grasp.fingers @ other.fingers < 0.71 for other in kept):
+            kept.append(grasp)
+    return kept

@@ -26,12 +26,14 @@ class Plain:
     """Construct, seed, hard reset, step and render with LIBERO's own code alone.
 
     `fresh`: a new environment for each episode, so that none depends on those before it.
+    `render`: whether cameras are drawn; the states do not depend on it.
     """
 
     def __init__(self, benchmark):
         libero_install.prepare()
         self.benchmark = benchmark
         self.fresh = benchmark.simulator_args.get("fresh", True)
+        self.render = benchmark.simulator_args.get("render", True)
         self.suite = libero_install.suite(benchmark.simulator_args["suite"])
         self.env = None
 
@@ -52,9 +54,12 @@ class Plain:
         return self._look()
 
     def _construct(self):
-        from libero.libero.envs import OffScreenRenderEnv
+        from libero.libero.envs.env_wrapper import ControlEnv
 
-        self.env = OffScreenRenderEnv(
+        self.env = ControlEnv(
+            has_renderer=False,
+            has_offscreen_renderer=self.render,
+            use_camera_obs=self.render,
             bddl_file_name=libero_install.bddl_path(self.task),
             camera_names=[CAMERA],
             camera_heights=224,
@@ -70,12 +75,11 @@ class Plain:
                 break
         self.steps += len(frames)
         done = bool(success) or self.steps >= self.benchmark.step_limit("*")
-        return StepResult(
-            self._look(), done, success, success, success, len(frames), tuple(frames)
-        )
+        return StepResult(self._look(), done, success, success, success, len(frames), tuple(frames))
 
     def _look(self):
-        image = np.ascontiguousarray(self.raw[f"{CAMERA}_image"][::-1, ::-1])
+        raw = self.raw.get(f"{CAMERA}_image", np.zeros((1, 1, 3), np.uint8))
+        image = np.ascontiguousarray(raw[::-1, ::-1])
         return Observation(image, self.task.language, state=self.env.get_sim_state())
 
     def fingerprint(self):
