@@ -82,7 +82,9 @@ def test_a_failed_download_leaves_nothing(store: Store, tmp_path: Path):
     assert not (tmp_path / "copies").exists() or not list((tmp_path / "copies").iterdir())
 
 
-@pytest.mark.parametrize("race", range(2))
+@pytest.mark.parametrize(
+    "race", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(1, 10))]
+)
 def test_sixteen_writers_have_one_winner(store: Store, race: int):
     ready = threading.Barrier(16)
 

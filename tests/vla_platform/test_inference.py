@@ -1,0 +1,96 @@
+"""Batch invariance and errors of an inference replica, without Ray: a Replica is a plain class."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vla_platform import artifacts
+from vla_platform.inference import BadActionsError, Replica
+from vla_platform.store import open_store
+
+from envs import tabletop
+from envs.benchmarks import benchmark
+from vlm4vla.export import load_policy, save_policy
+from vlm4vla.policies import build_policy
+from vlm4vla.run import Run
+
+ROW = benchmark("tabletop")
+ARCHITECTURES = (
+    "tiny-paligemma-1",
+    "tiny-paligemma-2",
+    "tiny-kosmos-2",
+    "tiny-qwen2.5vl-3b",
+    "tiny-qwen3vl-2b",
+    "tiny-qwen3vl-30b-a3b",
+)
+
+
+def checkpoint_of(store, folder: Path, backbone: str):
+    run = Run(backbone, "tabletop", init="scratch").resolved(ROW.recipe)
+    folder.mkdir()
+    save_policy(build_policy(run, ROW.chunk, action_spec=ROW.action_spec), run, ROW, folder)
+    artifacts.publish_policy(store, run.id(ROW), 0, folder)
+    digest = artifacts.file_digest(folder / artifacts.WEIGHTS)
+    return artifacts.complete_policy(store, run.id(ROW), 0, digest)
+
+
+def observations(count):
+    """Frames and instructions of different lengths."""
+    simulator = tabletop.Tabletop(ROW)
+    seen = [simulator.reset(tabletop.TASKS[i % 3], i) for i in range(count)]
+    texts = [s.instruction + " please" * (i % 4) for i, s in enumerate(seen)]
+    return np.stack([s.image for s in seen]), texts
+
+
+@pytest.mark.parametrize("backbone", ARCHITECTURES)
+def test_actions_are_the_same_alone_and_in_any_company(tmp_path, backbone):
+    store = open_store(str(tmp_path / "store"))
+    checkpoint = checkpoint_of(store, tmp_path / "policy", backbone)
+    replica = Replica(store, load_policy, batch=8, threads=1)
+    images, texts = observations(11)
+    together = replica.act(checkpoint, images, texts)
+    alone = [replica.act(checkpoint, images[i : i + 1], texts[i : i + 1])[0] for i in range(11)]
+    assert np.array_equal(together, np.stack(alone))
+    order = np.random.default_rng(0).permutation(11)
+    shuffled = replica.act(checkpoint, images[order], [texts[i] for i in order])
+    assert np.array_equal(together[order], shuffled)
+    restarted = Replica(store, load_policy, batch=8, threads=1)
+    assert np.array_equal(together[3:5], restarted.act(checkpoint, images[3:5], texts[3:5]))
+    assert np.abs(together[0] - together[1]).max() > 0
+
+
+class Broken:
+    def __init__(self, answer):
+        self.answer = answer
+
+    def group(self, observation):
+        return 16
+
+    def act(self, observations, length):
+        return np.stack([self.answer] * len(observations))
+
+
+@pytest.mark.parametrize("answer", [np.full((4, 7), np.nan), np.zeros((4, 6)), np.zeros(7)])
+def test_bad_actions_are_refused_and_the_replica_lives_on(tmp_path, answer):
+    store = open_store(str(tmp_path / "store"))
+    checkpoint = checkpoint_of(store, tmp_path / "policy", "tiny-paligemma-1")
+    answers = iter([Broken(answer)])
+    replica = Replica(store, lambda folder: next(answers, load_policy(folder)), 4, 1)
+    images, texts = observations(1)
+    with pytest.raises(BadActionsError, match="expected finite"):
+        replica.act(checkpoint, images, texts)
+    replica.policies.clear()
+    assert replica.act(checkpoint, images, texts).shape == (1, 4, 7)
+
+
+def test_a_policy_that_was_replaced_is_not_used(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    checkpoint = checkpoint_of(store, tmp_path / "policy", "tiny-paligemma-1")
+    store.put(f"{checkpoint.prefix}/{artifacts.WEIGHTS}", b"something else")
+    replica = Replica(store, load_policy, 4, 1)
+    images, texts = observations(1)
+    (artifacts.places.cache() / "policies" / checkpoint.digest / artifacts.WEIGHTS).unlink(
+        missing_ok=True
+    )
+    with pytest.raises(ValueError, match="does not have the digest"):
+        replica.act(checkpoint, images, texts)
