@@ -1,10 +1,31 @@
-"""Statistics of success rates: pure functions, numbers in, numbers out."""
+"""Statistics of success rates: pure functions, rows and numbers in, numbers out.
+
+Intervals are 95% unless said otherwise. Random draws come from a seed, so a report built
+twice prints the same digits. Tables are the ledger's (pyarrow, one row per episode).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 Z95 = 1.959963984540054
+DRAWS = 10_000
+"""Bootstrap resamples: the ends of a 95% interval repeat to about a fiftieth of its width."""
+
+
+class Estimate(NamedTuple):
+    """A number and the interval around it, in the same unit."""
+
+    value: float
+    low: float
+    high: float
 
 
 def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
@@ -15,3 +36,255 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     centre = (rate + share / 2) / (1 + share)
     half = z * math.sqrt(rate * (1 - rate) / trials + share / trials / 4) / (1 + share)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_rate(rows: pa.Table) -> Estimate:
+    """The share of successes with its Wilson interval."""
+    won = int(np.sum(rows["success"].to_numpy()))
+    return Estimate(won / max(1, rows.num_rows), *wilson(won, rows.num_rows))
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+# CALVIN's chains
+
+
+@dataclass(frozen=True)
+class ChainMetrics:
+    """rates[k]: share of sequences that completed at least k + 1 subtasks. length: their mean."""
+
+    rates: tuple[Estimate, ...]
+    length: Estimate
+    sequences: int
+
+
+def chain_metrics(completed: Sequence[int], length: int = 5, seed: int = 0) -> ChainMetrics:
+    """Metrics of sequences that each completed 0 … `length` subtasks in a row.
+
+    The bootstrap is over sequences, which alone are independent: a chain's rates share their
+    failures, so the interval of the mean length cannot be put together from theirs.
+    """
+    counts = np.bincount(np.asarray(completed, dtype=int), minlength=length + 1)
+    if not len(completed) or len(counts) > length + 1:
+        raise ValueError(f"chains need 1 or more sequences of 0 to {length} completed subtasks")
+    sequences = int(counts.sum())
+    draws = np.random.default_rng(seed).multinomial(sequences, counts / sequences, DRAWS)
+    drawn = _at_least(draws) / sequences  # [DRAWS, length]
+    rates = _at_least(counts[None])[0] / sequences
+    estimates = [Estimate(float(rate), *_percentiles(drawn[:, k])) for k, rate in enumerate(rates)]
+    mean = Estimate(float(rates.sum()), *_percentiles(drawn.sum(axis=1)))
+    return ChainMetrics(tuple(estimates), mean, sequences)
+
+
+def _at_least(counts: np.ndarray) -> np.ndarray:
+    """[N, K+1] sequences that stopped after 0 … K subtasks to [N, K] that did at least 1 … K."""
+    return np.cumsum(counts[:, :0:-1], axis=1)[:, ::-1]
+
+
+# Two policies on the same episodes
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Policy A beside policy B on the episodes both ran.
+
+    difference: rate of A minus rate of B. p: exact two-sided McNemar. unpaired: episodes
+    that only one of them ran, left out of everything.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    difference: Estimate
+    p: float
+    unpaired: int = 0
+
+
+def compare(a: pa.Table, b: pa.Table, seed: int = 0) -> Paired:
+    """Two cells' rows, paired by task, initial state, seed and instruction."""
+    won_a, won_b = _outcomes(a), _outcomes(b)
+    shared = sorted(won_a.keys() & won_b.keys())
+    if not shared:
+        raise ValueError("the two cells share no episode, so they cannot be compared in pairs")
+    pairs = [(won_a[key], won_b[key]) for key in shared]
+    both, only_a, only_b = (pairs.count(kind) for kind in ((1, 1), (1, 0), (0, 1)))
+    return Paired(
+        both,
+        only_a,
+        only_b,
+        len(pairs) - both - only_a - only_b,
+        paired_bootstrap(only_a, only_b, len(pairs), seed),
+        mcnemar(only_a, only_b),
+        len(won_a) + len(won_b) - 2 * len(shared),
+    )
+
+
+def _outcomes(rows: pa.Table) -> dict[tuple[object, ...], int]:
+    names = ("task", "initial_state", "seed", "instruction")
+    keys = list(zip(*(rows[name].to_pylist() for name in names), strict=True))
+    if len(set(keys)) != len(keys):
+        raise ValueError("these rows hold an episode twice: compare one cell with one cell")
+    return dict(zip(keys, map(int, rows["success"].to_pylist()), strict=True))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p that the two policies are equally good (McNemar 1947, binomial form).
+
+    only_a, only_b: episodes which one policy solved and the other did not.
+    """
+    discordant, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_bootstrap(only_a: int, only_b: int, pairs: int, seed: int = 0) -> Estimate:
+    """The difference in success rate with its bootstrap interval over pairs."""
+    shares = np.array([only_a, only_b, pairs - only_a - only_b]) / pairs
+    draws = np.random.default_rng(seed).multinomial(pairs, shares, DRAWS)
+    differences = (draws[:, 0] - draws[:, 1]) / pairs
+    return Estimate((only_a - only_b) / pairs, *_percentiles(differences))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being read side by side in one table (Holm 1979), in their order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def trials_to_tell_apart(
+    rate_a: float, rate_b: float, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Trials of each policy (unpaired) that show such a difference with this power.
+
+    Normal approximation with pooled variance under equality (Fleiss, Levin & Paik, ch. 4).
+    """
+    if rate_a == rate_b:
+        raise ValueError("equal rates cannot be told apart by any number of trials")
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    mean = (rate_a + rate_b) / 2
+    equal = z_alpha * math.sqrt(2 * mean * (1 - mean))
+    apart = z_power * math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b))
+    return math.ceil(((equal + apart) / (rate_a - rate_b)) ** 2)
+
+
+def pairs_to_tell_apart(
+    only_a: int, only_b: int, pairs: int, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Pairs in all that would show the observed imbalance with this power (Connor 1987)."""
+    if only_a == only_b:
+        raise ValueError("equal counts cannot be told apart by any number of pairs")
+    discordant, gap = (only_a + only_b) / pairs, abs(only_a - only_b) / pairs
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    spread = z_power * math.sqrt(discordant - gap**2)
+    return math.ceil(((z_alpha * math.sqrt(discordant) + spread) / gap) ** 2)
+
+
+# Many checkpoints, several training seeds
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The best of several cells, as the paper reports it, and what may be believed of it.
+
+    best: the winner's own score, too high because it won. inflation: by how much it would be
+    too high on average if all cells were equally good (an upper bound where they share
+    initial states or differ in truth). confirmed: its score on episodes that took no part.
+    """
+
+    winner: str
+    best: Estimate
+    inflation: float
+    confirmed: Estimate | None = None
+
+
+def best_of(
+    cells: Mapping[str, tuple[int, int]], confirmation: tuple[int, int] | None = None
+) -> BestOf:
+    """cells: successes and trials by name; confirmation: the winner's, on fresh episodes.
+
+    Of equal scores the first wins.
+    """
+    winner = max(cells, key=lambda name: cells[name][0] / cells[name][1])
+    successes, trials = map(sum, zip(*cells.values(), strict=True))
+    inflation = winners_inflation(len(cells), cells[winner][1], successes / trials)
+    return BestOf(
+        winner, _scored(*cells[winner]), inflation, confirmation and _scored(*confirmation)
+    )
+
+
+def _scored(successes: int, trials: int) -> Estimate:
+    return Estimate(successes / trials, *wilson(successes, trials))
+
+
+def winners_inflation(cells: int, trials: int, rate: float) -> float:
+    """Expected best of `cells` independent scores of `trials` trials at `rate`, minus `rate`."""
+    terms = [math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in range(trials)]
+    at_most = np.clip(np.cumsum(terms), 0, 1)  # P(score ≤ k) for k < trials
+    return float(np.sum(1 - at_most**cells)) / trials - rate
+
+
+def across_seeds(outcomes: Sequence[tuple[int, int]], seed: int = 0) -> Estimate:
+    """The mean rate of several trainings (successes, trials each) of one configuration.
+
+    Two-level bootstrap: trainings, then trials within them, so the interval speaks about the
+    next training and not only about these. With fewer than five it is still too narrow.
+    """
+    wins, trials = np.array(outcomes, dtype=float).T
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(wins), size=(DRAWS, len(wins)))
+    drawn = rng.binomial(trials[chosen].astype(int), (wins / trials)[chosen]) / trials[chosen]
+    return Estimate(float(np.mean(wins / trials)), *_percentiles(drawn.mean(axis=1)))
+
+
+class Box(NamedTuple):
+    """Figure 4's boxes: quartiles, whiskers at the last point within 1.5 box heights, the rest."""
+
+    low: float
+    q1: float
+    median: float
+    q3: float
+    high: float
+    outliers: tuple[float, ...]
+
+
+def box(values: Sequence[float]) -> Box:
+    points = np.sort(np.asarray(values, dtype=float))
+    q1, median, q3 = np.quantile(points, (0.25, 0.5, 0.75))
+    reach = 1.5 * (q3 - q1)
+    inside = points[(points >= q1 - reach) & (points <= q3 + reach)]
+    outside = points[(points < q1 - reach) | (points > q3 + reach)]
+    ends = float(inside[0]), float(inside[-1])
+    return Box(ends[0], float(q1), float(median), float(q3), ends[1], tuple(outside.tolist()))
+
+
+# Figure 3
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r with its Fisher interval, R² = r², and the fitted line."""
+
+    r: Estimate
+    r2: float
+    slope: float
+    intercept: float
+    points: int
+
+
+def correlate(x: Sequence[float], y: Sequence[float]) -> Correlation:
+    """A straight line through the points; ValueError for under four or for constant ones."""
+    if len(x) != len(y) or len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2:
+        raise ValueError("a correlation needs four or more points that differ in x and in y")
+    r = float(np.corrcoef(x, y)[0, 1])
+    slope, intercept = (float(c) for c in np.polyfit(x, y, 1))
+    centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), Z95 / math.sqrt(len(x) - 3)
+    interval = math.tanh(centre - half), math.tanh(centre + half)
+    return Correlation(Estimate(r, *interval), r * r, slope, intercept, len(x))
