@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlm4vla.families.base import Family, Inputs, Template
 from vlm4vla.tokenizers import Tokenizer
@@ -108,6 +107,7 @@ class Prompter:
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
             "image_mask": torch.from_numpy(image),
+            "image_start": torch.full((len(ids),), self._image.start),
         }
 
     @staticmethod
@@ -115,10 +115,13 @@ class Prompter:
         return (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
 
 
+READ_ON_HOST = ("image_start",)
+"""Tensors that Python reads; on a GPU each read would wait for the device."""
+
+
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The batch on `device`; a no-op where it already is."""
-    return {name: _moved(tensor, device) for name, tensor in inputs.items()}
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=True)
+    """The batch on `device`, but for what Python itself reads."""
+    return {
+        name: tensor if name in READ_ON_HOST else tensor.to(device, non_blocking=True)
+        for name, tensor in inputs.items()
+    }

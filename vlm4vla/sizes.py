@@ -29,9 +29,13 @@ def meta_model(row: Backbone) -> nn.Module:
 
 
 def meta_head(vlm: nn.Module, row: Backbone, chunk: int = CALVIN_CHUNK) -> ActionHead:
-    hidden = vlm.get_submodule(row.modules.embedding).weight.shape[1]
     with torch.device("meta"):
-        return ActionHead(hidden, chunk, row.head_width)
+        return ActionHead(words(vlm, row).shape[1], chunk, row.head_width)
+
+
+def words(vlm: nn.Module, row: Backbone) -> nn.Parameter:
+    """The word embeddings [V, D]."""
+    return vlm.get_parameter(f"{row.modules.embedding}.weight")
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
@@ -50,8 +54,7 @@ def optimised(vlm: nn.Module, head: nn.Module, row: Backbone, groups: tuple[str,
     freeze.freeze(vlm, row, groups)
     unused = freeze.unused_by_policies(vlm, row)
     backbone = count(p for p in vlm.parameters() if p.requires_grad and id(p) not in unused)
-    hidden = vlm.get_submodule(row.modules.embedding).weight.shape[1]
-    return backbone + hidden + count(head.parameters())
+    return backbone + words(vlm, row).shape[1] + count(head.parameters())
 
 
 def image_tokens(row: Backbone, image_px: int, profile: str = "paper") -> int:
@@ -69,7 +72,7 @@ def describe(row: Backbone) -> dict[str, Any]:
         "family": row.family,
         "parameters_M": _millions(count(vlm.parameters())),
         "head_M": _millions(count(head.parameters())),
-        "llm_hidden": int(vlm.get_submodule(row.modules.embedding).weight.shape[1]),
+        "llm_hidden": words(vlm, row).shape[1],
         "trainable_M": {n: _millions(trainable(vlm, row, g)) for n, g in groups.items()},
         "optimised_M": _millions(optimised(vlm, head, row, ())),
         "image_tokens": {str(px): image_tokens(row, px) for px in RESOLUTIONS},

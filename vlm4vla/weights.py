@@ -104,6 +104,8 @@ def check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source
             if found[name].shape != wanted[name].shape
         ],
     }
-    told = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in problems.items() if keys]
+    told = [
+        f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in problems.items() if keys
+    ]
     if told:
         raise ValueError(f"weights of {source} do not fit the model: {'; '.join(told)}")

@@ -163,7 +163,7 @@ def test_too_long_an_instruction() -> None:
     policy = shared("tiny-paligemma-1")
     with pytest.raises(ValueError, match=r"needs \d+ tokens .* the 512 allowed: shorten"):
         policy.prepare(images(1), ["reach the red block " * 200])
-    with pytest.raises(ValueError, match="than the 20 allowed.*`length`"):
+    with pytest.raises(ValueError, match=r"than the 20 allowed.*`length`"):
         policy.prepare(images(1), ["reach the red block"], length=20)
 
 

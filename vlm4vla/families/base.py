@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Tensor]
 """Batch-first tensors: `input_ids` [B, T], `attention_mask` [B, T] (1 for real tokens),
-`image_mask` [B, T] (bool, image slots), `pixel_values` [B, ...], and `query_index` [B] of an
+`image_mask` [B, T] (bool, image slots), `image_start` [B] (first slot, one for all samples,
+whose prompts begin alike; on the CPU, where it is read), `pixel_values` [B, ...], and `query_index` [B] of an
 action batch or `labels` [B, T] (-100 outside the answer) of a text batch."""
 
 

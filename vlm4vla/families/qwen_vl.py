@@ -135,7 +135,7 @@ class QwenVL(Family):
         ids = inputs["input_ids"]
         merge = vlm.config.vision_config.spatial_merge_size
         blocks = math.isqrt(inputs["pixel_values"].shape[1]) // merge
-        before = _image_start(ids, vlm.config.image_token_id)
+        before = int(inputs["image_start"][0])
         positions = rope_positions(ids.shape[1], before, blocks, ids.device)
         return positions.expand(3, *ids.shape)
 
@@ -148,11 +148,6 @@ class PatchProjection(nn.Conv3d):
 
     def forward(self, patches: Tensor) -> Tensor:
         return functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-
-
-def _image_start(ids: Int[Tensor, "B T"], image_token_id: int) -> int:
-    """Tokens before the image; the same for every sample, whose prompts share their start."""
-    return int((ids[0] == image_token_id).int().argmax())
 
 
 @lru_cache(maxsize=64)
