@@ -34,15 +34,19 @@ class FaultyProxy:
 
     def __init__(self, server: str) -> None:
         self.server = urlsplit(server).netloc
-        self.planned: deque[Fault] = deque()
-        self.matches: Callable[[str, str], bool] = lambda method, path: True
-        self.rule: Callable[[str, str], Fault | None] = lambda method, path: None
-        self.injected = 0
+        self.reset()
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def reset(self) -> None:
+        """Well-behaved again."""
+        self.planned: deque[Fault] = deque()
+        self.matches: Callable[[str, str], bool] = lambda method, path: True
+        self.rule: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.injected = 0
 
     def plan(self, *faults: Fault, on: str = "PUT") -> None:
         self.matches = lambda method, path: method == on

@@ -114,7 +114,10 @@ class Store(ABC):
         """Remove the key if it is there. For pruning alone: nothing else ever deletes."""
 
     def probe(self) -> None:
-        """Fail within seconds, and in one sentence, when a study could not run on this store."""
+        """Fail within seconds, and in one sentence, when a study could not run on this store.
+
+        For the driver, once: hundreds of workers at the one probe key would wait for each other.
+        """
         hasty = dataclasses.replace(self, patience=min(self.patience, PROBE_PATIENCE_S))
         hasty._probe()
 

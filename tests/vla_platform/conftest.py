@@ -37,7 +37,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(request.getfixturevalue("s3_url"))
 
 
-@pytest.fixture
-def proxy(seaweed_server: Seaweed) -> Iterator[FaultyProxy]:
+@pytest.fixture(scope="session")
+def _shared_proxy(seaweed_server: Seaweed) -> Iterator[FaultyProxy]:
+    # Shared, because a client for each new address costs half a second.
     with faulty_proxy(seaweed_server.endpoint) as running:
         yield running
+
+
+@pytest.fixture
+def proxy(_shared_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """A proxy in front of SeaweedFS, well-behaved until told otherwise."""
+    _shared_proxy.reset()
+    yield _shared_proxy
+    _shared_proxy.reset()

@@ -147,7 +147,7 @@ def test_retries_are_logged_without_secrets(
 
 
 def test_a_storm_loses_and_doubles_nothing(shaky: Store, proxy: FaultyProxy):
-    """A third of all requests go wrong; 8 threads race two by two for 24 keys."""
+    """A third of all requests go wrong; 8 threads race two by two for 16 keys."""
     dice, lock = random.Random(7), threading.Lock()
 
     def storm(method: str, path: str) -> Fault | None:
@@ -155,7 +155,7 @@ def test_a_storm_loses_and_doubles_nothing(shaky: Store, proxy: FaultyProxy):
             return dice.choice(HICCUPS) if dice.random() < 1 / 3 else None
 
     proxy.rule = storm
-    keys = [f"k{index}" for index in range(24)]
+    keys = [f"k{index}" for index in range(16)]
 
     def write(job: tuple[str, str]) -> tuple[str, str, bool]:
         key, writer = job
@@ -168,7 +168,7 @@ def test_a_storm_loses_and_doubles_nothing(shaky: Store, proxy: FaultyProxy):
     winners = {key: writer for key, writer, won in results if won}
     assert sum(won for _, _, won in results) == len(keys) == len(winners)
     assert all(shaky.get(key).decode() == winners[key] for key in keys)
-    assert proxy.injected >= 12
+    assert proxy.injected >= 8
 
 
 @pytest.mark.full
