@@ -50,13 +50,13 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--benchmark", help="tabletop, libero_object, … (default: the preset's)")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="rows of the backbone table")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the benchmark's tasks")
-    parser.add_argument("--trials", type=int, help="initial states per task")
+    parser.add_argument("--trials", type=cli.positive, help="initial states per task")
     parser.add_argument("--horizon", type=int, help="actions executed of each predicted chunk")
-    parser.add_argument("--steps", type=int, help="training steps instead of the recipe's")
-    parser.add_argument("--batch", type=int, help="global batch instead of the recipe's")
+    parser.add_argument("--steps", type=cli.positive, help="training steps instead of the recipe's")
+    parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--init", choices=("pretrained", "scratch"), default="pretrained")
-    parser.add_argument("--demonstrations", type=int, metavar="N", help="expert episodes per task")
+    parser.add_argument("--demonstrations", type=cli.positive, metavar="N", help="expert episodes per task")
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="mp4s per task, outcome")
     return parser.parse_args()
 
@@ -68,7 +68,6 @@ def main() -> int:
     tasks = row.choose_tasks(args.tasks)
     names = [backbone(name).name for name in args.backbones or preset.backbones]
     store = cli.ready_store(args.store)
-    sweep = Sweep(store, row, cluster, SCIENCE, partial(print, flush=True))
     runs = [training(args, name, row, cluster, preset.untrained) for name in names]
     demonstrations = Demonstrations(
         tasks, args.demonstrations or preset.demonstrations, row.demonstrations_from
@@ -80,7 +79,8 @@ def main() -> int:
         wrong_instruction(row),
         args.videos,
     )
-    report = sweep.run(runs, demonstrations, trials)
+    with Sweep(store, row, cluster, SCIENCE, partial(print, flush=True)) as sweep:
+        report = sweep.run(runs, demonstrations, trials)
     rows = rows_of(sweep.ledger, report.results, wilson)
     cli.write_json(args.json, rows)
     print(f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n")

@@ -81,12 +81,11 @@ def missing(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Assignment]:
 def play(
     ledger: Ledger, wanted: Sequence[Wanted], pool: Callable[[], Pool], progress: Progress
 ) -> Tally:
-    """Run what is missing (starting a pool only then) and compact the finished cells."""
+    """Run what is missing (asking for a pool only then) and compact the finished cells."""
     left = missing(ledger, wanted)
     tally = Tally(total=0)
     if left:
-        with pool() as running:
-            tally = running.run(left, progress)
+        tally = pool().run(left, progress)
         for assignment, reason in tally.errors:
             kind, _, text = reason.partition(": ")
             ledger.record_error(assignment.episode, kind, text)
@@ -113,8 +112,7 @@ def film(
     keys = [video_key(item.episode) for item in chosen]
     left = [a for a, key in zip(chosen, keys, strict=True) if not ledger.store.exists(key)]
     if left:
-        with pool() as running:
-            running.run(left)
+        pool().run(left)
     return [key for key in keys if ledger.store.exists(key)]
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -20,26 +21,27 @@ _ENVIRONMENT = {
 
 
 def connect() -> str:
-    """Connect once; returns the dashboard's address ("" when there is none)."""
-    if not ray.is_initialized():
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True)
-        else:
-            _start_local()
-    url = ray.worker.global_worker.node.address_info.get("webui_url") if ray.is_initialized() else ""
+    """Connect once; returns the dashboard's URL ("" when there is none or already connected)."""
+    if ray.is_initialized():
+        return ""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        context = ray.init(log_to_driver=True)
+    else:
+        context = _start_local()
+    url = getattr(context, "dashboard_url", "")
     return f"http://{url}" if url else ""
 
 
-def _start_local() -> None:
+def _start_local() -> Any:
     """A cluster of this machine alone, in a folder short enough for Unix sockets."""
     folder = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
-    ray.init(
+    return ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 2),
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         _temp_dir=str(folder),
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )

@@ -121,6 +121,7 @@ class Sweep:
         self.science, self.say = science, say
         self.ledger = Ledger(store)
         self.connected = False
+        self.pool: Pool | None = None
         self.fingerprint = evaluation.environment(self.ledger, benchmark)
 
     def run(
@@ -214,6 +215,15 @@ class Sweep:
             self.say(f"{name}: {assignment.episode.task} #{assignment.episode.initial_state}: {reason}")
 
     def _pool(self) -> Pool:
+        """One pool for the whole sweep, started with the first episode to play."""
         self._connect()
-        return Pool(self.store, self.science.load_policy, self.cluster)
+        self.pool = self.pool or Pool(self.store, self.science.load_policy, self.cluster)
+        return self.pool
+
+    def __enter__(self) -> Sweep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.__exit__()
 

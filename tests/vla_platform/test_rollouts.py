@@ -49,18 +49,23 @@ def outcomes(ledger, wanted):
     return ledger.read(wanted.cell()).table.select(columns).to_pylist()
 
 
-def run(store, wanted, cluster=CLUSTER, disturb=None):
-    """Play with the given cluster; returns the tally and the rows."""
-    ledger = Ledger(store)
+def run(pool, wanted, disturb=None):
+    """Play in the given pool; returns the tally and the rows."""
+    ledger = Ledger(pool.store)
 
-    def pool():
-        made = Pool(store, load_policy, cluster)
+    def disturbed():
         if disturb:
             threading.Thread(target=disturb, daemon=True).start()
-        return made
+        return pool
 
-    tally = evaluation.play(ledger, [wanted], pool, lambda tally: None)
+    tally = evaluation.play(ledger, [wanted], disturbed, lambda tally: None)
     return tally, outcomes(ledger, wanted)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster, checkpoint):
+    with Pool(checkpoint[0], load_policy, CLUSTER) as made:
+        yield made
 
 
 def copy_of(store, tmp_path, name):
@@ -71,15 +76,16 @@ def copy_of(store, tmp_path, name):
     return other
 
 
-def test_rows_do_not_depend_on_pool_size_or_restarts(ray_cluster, checkpoint, tmp_path):
+def test_rows_do_not_depend_on_pool_size_or_restarts(pool, checkpoint, tmp_path):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy)
-    tally, rows = run(store, wanted)
+    tally, rows = run(pool, wanted)
     assert (tally.done, len(tally.errors), len(rows)) == (12, 0, 12)
-    again, same = run(store, wanted)
+    again, same = run(pool, wanted)
     assert (again.total, same) == (0, rows)
     small = copy_of(store, tmp_path, "small")
-    _, alone = run(small, wanted, replace(CLUSTER, slots=1, hosts=1))
+    with Pool(small, load_policy, replace(CLUSTER, slots=1, hosts=1)) as single:
+        _, alone = run(single, wanted)
     assert alone == rows
 
 
@@ -95,17 +101,17 @@ def _command(process):
         return []
 
 
-def test_killed_children_and_hosts_change_nothing(ray_cluster, checkpoint, tmp_path):
+def test_killed_children_and_hosts_change_nothing(pool, checkpoint, tmp_path):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, trials=30)
-    _, undisturbed = run(store, wanted)
+    _, undisturbed = run(pool, wanted)
     killed = []
 
     def disturb():
         deadline = time.monotonic() + 20
         while len(killed) < 4 and time.monotonic() < deadline:
             time.sleep(0.4)
-            victims = children()
+            victims = [child for child in children() if child.pid not in before]
             if victims:
                 killed.append(victims[0].pid)
                 os.kill(victims[0].pid, signal.SIGKILL)
@@ -114,43 +120,45 @@ def test_killed_children_and_hosts_change_nothing(ray_cluster, checkpoint, tmp_p
                     host.kill()
 
     other = copy_of(store, tmp_path, "other")
-    tally, rows = run(other, wanted, disturb=disturb)
+    before = {child.pid for child in children()}
+    with Pool(other, load_policy, CLUSTER) as fresh:
+        tally, rows = run(fresh, wanted, disturb=disturb)
     assert killed
     assert not tally.errors
     assert rows == undisturbed
     deadline = time.monotonic() + 10
-    while children() and time.monotonic() < deadline:
+    while (left := {c.pid for c in children()} - before) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert children() == []
+    assert not left
 
 
-def test_wrong_word_is_another_cell(ray_cluster, checkpoint):
+def test_wrong_word_is_another_cell(pool, checkpoint):
     store, policy = checkpoint
     ledger = Ledger(store)
     own = wanted_of(ledger, policy, tasks=("reach",), trials=2)
     wrong = replace(own, mode=evaluation.WRONG_WORD, instruct=wrong_instruction(ROW))
     assert own.cell().id != wrong.cell().id
-    tally, rows = run(store, wrong)
+    tally, rows = run(pool, wrong)
     assert tally.done == 2
     assert rows
 
 
-def test_another_environment_is_an_error_not_a_failure(ray_cluster, checkpoint):
+def test_another_environment_is_an_error_not_a_failure(pool, checkpoint):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, fingerprint="0" * 64, trials=1, tasks=("reach",))
-    tally, rows = run(store, wanted)
+    tally, rows = run(pool, wanted)
     assert (tally.done, len(tally.errors), rows) == (0, 1, [])
     assert "WrongEnvironmentError" in tally.errors[0][1]
     assert Ledger(store).errors(wanted.cell())
 
 
-def test_videos_are_made_afterwards_and_play(ray_cluster, checkpoint, tmp_path):
+def test_videos_are_made_afterwards_and_play(pool, checkpoint, tmp_path):
     import av
 
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, tasks=("reach",), trials=2)
-    run(store, wanted)
-    keys = evaluation.film(Ledger(store), [wanted], 1, lambda: Pool(store, load_policy, CLUSTER))
+    run(pool, wanted)
+    keys = evaluation.film(Ledger(store), [wanted], 1, lambda: pool)
     assert len(keys) == 1
     path = Path(tmp_path / "episode.mp4")
     store.download(keys[0], path)
