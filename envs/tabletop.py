@@ -129,7 +129,9 @@ def _lane_is_free(blocks: np.ndarray, target: int) -> bool:
     """Room to stand before the target and to push it away without meeting another block."""
     x, y = blocks[target]
     others = np.delete(blocks, target, axis=0)
-    lane = (np.abs(others[:, 0] - x) < 0.065) & (others[:, 1] > y - 0.11) & (others[:, 1] < y + 0.13)
+    lane = (
+        (np.abs(others[:, 0] - x) < 0.065) & (others[:, 1] > y - 0.11) & (others[:, 1] < y + 0.13)
+    )
     return bool(y < 0.29 and not lane.any())
 
 
@@ -185,7 +187,7 @@ def succeeded(task: str, scene: Scene, start: np.ndarray) -> bool:
 
 
 def _pixel(metres: float) -> int:
-    return int(round(metres / TABLE * PIXELS))
+    return round(float(metres) / TABLE * PIXELS)
 
 
 def _square(image: np.ndarray, column: int, row: int, half: int, colour: object) -> None:

@@ -12,11 +12,12 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from envs.benchmarks import benchmark, wrong_instruction
 from vla_platform import cli
 from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.sweep import Demonstrations, Science, Sweep, Training, Trials
 from vla_platform.tables import rows_of, score_table
+
+from envs.benchmarks import benchmark, wrong_instruction
 from vlm4vla.analysis import wilson
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.data.dataset import build_manifest, encode_shard
@@ -56,7 +57,9 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--init", choices=("pretrained", "scratch"), default="pretrained")
-    parser.add_argument("--demonstrations", type=cli.positive, metavar="N", help="expert episodes per task")
+    parser.add_argument(
+        "--demonstrations", type=cli.positive, metavar="N", help="expert episodes per task"
+    )
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="mp4s per task, outcome")
     return parser.parse_args()
 
@@ -83,7 +86,9 @@ def main() -> int:
         report = sweep.run(runs, demonstrations, trials)
     rows = rows_of(sweep.ledger, report.results, wilson)
     cli.write_json(args.json, rows)
-    print(f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n")
+    print(
+        f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n"
+    )
     print(score_table(rows))
     print(f"\n{time.monotonic() - began:.0f} s in all: {report.costs()}")
     print(f"Everything lies in {store.url}: datasets/{report.dataset}, policies/, cells/")

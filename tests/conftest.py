@@ -24,7 +24,8 @@ def ray_cluster():
     """A cluster of this process's own, in a folder short enough for Unix sockets."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="rt-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    options = {"prefix": "rt-", "dir": "/tmp", "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**options) as folder:
         ray.init(
             address="local",
             num_cpus=4,

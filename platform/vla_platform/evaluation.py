@@ -96,9 +96,7 @@ def play(
 
 def scores(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Summary]:
     """Successes and trials of each; says what is missing rather than hiding it."""
-    return [
-        ledger.summary(score.cell(), score.episodes(), allow_missing=True) for score in wanted
-    ]
+    return [ledger.summary(score.cell(), score.episodes(), allow_missing=True) for score in wanted]
 
 
 def film(
@@ -126,4 +124,3 @@ def _to_film(ledger: Ledger, score: Wanted, per_task: int) -> list[Assignment]:
             mine = [wanted[key] for key in keys if key in wanted][:per_task]
             picked += [Assignment(score.checkpoint, score.benchmark, e, record=True) for e in mine]
     return picked
-

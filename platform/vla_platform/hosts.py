@@ -93,7 +93,9 @@ class Courier:
 
     def __init__(self, replica: ActorHandle[Any], slots: int) -> None:
         self.replica, self.slots = replica, slots
-        self.waiting: queue.Queue[tuple[Checkpoint, Observation, Future[np.ndarray]]] = queue.Queue()
+        self.waiting: queue.Queue[tuple[Checkpoint, Observation, Future[np.ndarray]]] = (
+            queue.Queue()
+        )
         threading.Thread(target=self._serve, daemon=True).start()
 
     def act(self, checkpoint: Checkpoint, observation: Observation) -> np.ndarray:
@@ -121,7 +123,9 @@ class Courier:
         images = np.stack([observation.image for _, observation, _ in items])
         instructions = [observation.instruction for _, observation, _ in items]
         try:
-            chunks = ray.get(self.replica.act.remote(checkpoint, images, instructions))
+            chunks: Sequence[np.ndarray] = ray.get(
+                self.replica.act.remote(checkpoint, images, instructions)
+            )
         except Exception as error:
             for _, _, answer in items:
                 answer.set_exception(error)

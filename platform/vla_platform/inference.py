@@ -106,7 +106,9 @@ class Replica:
         while len(found) < self.batch:
             try:
                 left = deadline - time.monotonic()
-                found.append(self.waiting.get(timeout=left) if left > 0 else self.waiting.get(False))
+                found.append(
+                    self.waiting.get(timeout=left) if left > 0 else self.waiting.get(False)
+                )
             except queue.Empty:
                 break
         return found
@@ -160,11 +162,7 @@ def start_replicas(
 ) -> list[ActorHandle[Any]]:
     """Inference actors that restart by themselves; a repeated call gives the same actions."""
     # Calls are pure, so Ray may repeat them on a fresh actor without changing a result.
-    actor = ray.remote(
-        num_cpus=0,
-        num_gpus=gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=64,
-    )(Replica)
+    actor = ray.remote(Replica).options(
+        num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=64
+    )
     return [actor.remote(store, load, batch, threads) for _ in range(replicas)]

@@ -60,9 +60,9 @@ class Pool:
 
     def _host(self, index: int) -> ActorHandle[Any]:
         # No Ray-side restarts: a lost host's episodes are handed out again by the driver.
-        actor = ray.remote(
+        actor = ray.remote(Host).options(
             num_cpus=self.cluster.cpus_per_host, max_concurrency=self.cluster.slots + 2
-        )(Host)
+        )
         replica = self.replicas[index % len(self.replicas)]
         return actor.remote(self.store, replica, self.cluster.slots)
 

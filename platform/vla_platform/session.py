@@ -26,10 +26,7 @@ def connect() -> str:
         return ""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS"):
-        context = ray.init(log_to_driver=True)
-    else:
-        context = _start_local()
+    context = ray.init() if os.environ.get("RAY_ADDRESS") else _start_local()
     url = getattr(context, "dashboard_url", "")
     return f"http://{url}" if url else ""
 

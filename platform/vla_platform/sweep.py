@@ -151,7 +151,13 @@ class Sweep:
             began = time.monotonic()
             self.say(f"{run.name}: training run {run.id}")
             found = training.fit(
-                self.science.train, run.make_job, run.id, dataset, self.store, self.cluster, run.name
+                self.science.train,
+                run.make_job,
+                run.id,
+                dataset,
+                self.store,
+                self.cluster,
+                run.name,
             )
             report.trained_s += time.monotonic() - began
         return found
@@ -179,9 +185,7 @@ class Sweep:
                 lambda tried, kept, total: meter.show(tried, total, f"{kept} kept"),
             )
 
-    def _wanted(
-        self, run: Training, found: Sequence[Checkpoint], trials: Trials
-    ) -> list[Result]:
+    def _wanted(self, run: Training, found: Sequence[Checkpoint], trials: Trials) -> list[Result]:
         untrained, last = found[0], found[-1]
         pairs = [("trained", last, OWN), ("untrained", untrained, OWN)]
         if trials.wrong_word:
@@ -212,7 +216,9 @@ class Sweep:
         report.played += tally.done
         report.errors += len(tally.errors)
         for assignment, reason in tally.errors[:3]:
-            self.say(f"{name}: {assignment.episode.task} #{assignment.episode.initial_state}: {reason}")
+            self.say(
+                f"{name}: {assignment.episode.task} #{assignment.episode.initial_state}: {reason}"
+            )
 
     def _pool(self) -> Pool:
         """One pool for the whole sweep, started with the first episode to play."""
@@ -226,4 +232,3 @@ class Sweep:
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.__exit__()
-

@@ -119,7 +119,8 @@ def _scaling(cluster: Cluster) -> ScalingConfig:
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     return ScalingConfig(
-        num_workers=high if low == high else (low, high),
+        # Ray accepts (min, max) for elastic training, which its annotation does not say.
+        num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
         use_gpu=bool(cluster.gpus_per_worker),
         resources_per_worker=resources,
     )
@@ -132,7 +133,9 @@ def _worker(config: dict[str, Any]) -> None:
 
     def show(step: int, metrics: Mapping[str, float]) -> None:
         figures = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"{config['title']}: step {step} {time.monotonic() - began:.0f}s {figures}", flush=True)  # noqa: T201
+        seconds = time.monotonic() - began
+        # Workers' output is what Ray carries to the driver and the dashboard's job log.
+        print(f"{config['title']}: step {step} {seconds:.0f}s {figures}", flush=True)  # noqa: T201
 
     with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
         scratch = Path(name)

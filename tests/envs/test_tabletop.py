@@ -37,7 +37,10 @@ def test_expert_solves_at_least_95_percent(task):
 def test_episodes_are_functions_of_their_initial_state(task):
     first, second = play(task, 3), play(task, 3)
     assert len(first) == len(second)
-    frames = [(a.observation.image, b.observation.image) for a, b in zip(first[1:], second[1:])]
+    frames = [
+        (a.observation.image, b.observation.image)
+        for a, b in zip(first[1:], second[1:], strict=True)
+    ]
     assert all(np.array_equal(a, b) for a, b in frames)
     assert not np.array_equal(first[0].image, play(task, 4)[0].image)
 

@@ -44,7 +44,7 @@ def test_a_damaged_shard_is_named(tmp_path):
     write(tmp_path, [demonstration(3)])
     shard = tmp_path / "shard-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="shard-00000.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet is damaged"):
         Dataset(tmp_path, 8, lambda images: images)
 
 
