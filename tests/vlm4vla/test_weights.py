@@ -88,7 +88,7 @@ def test_keys_that_do_not_match_are_named(tmp_path: Path) -> None:
 
 RELEASED = {
     "qwen2.5vl-3b": {
-        "model.backbone.visual.blocks.0.attn.qkv.weight": "vlm.model.visual.blocks.0.attn.qkv.weight",
+        "model.backbone.visual.merger.ln_q.weight": "vlm.model.visual.merger.ln_q.weight",
         "model.backbone.model.layers.35.mlp.up_proj.weight": (
             "vlm.model.language_model.layers.35.mlp.up_proj.weight"
         ),

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from vlm4vla.recipe import Recipe
 
 Inputs = dict[str, Tensor]
-"""Batch-first tensors: `input_ids` [B, T], `attention_mask` [B, T] (1 for real tokens),
-`image_mask` [B, T] (bool, image slots), `image_start` [B] (first slot, one for all samples,
-whose prompts begin alike; on the CPU, where it is read), `pixel_values` [B, ...], and `query_index` [B] of an
-action batch or `labels` [B, T] (-100 outside the answer) of a text batch."""
+"""Batch-first tensors of a batch.
+
+input_ids, attention_mask (1 for real tokens), image_mask (bool, image slots): [B, T].
+image_start [B]: first image slot, the same for all samples; on the CPU, where it is read.
+pixel_values [B, ...]. An action batch has query_index [B]; a text batch has last_index [B]
+and, with answers, labels [B, T] (-100 outside the answer).
+"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,189 @@
+"""Bytes that autograd keeps for one sample, counted layer by layer without storage.
+
+Counted on the meta device: every width is the row's own, no weight exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextMLP
+
+from vlm4vla.backbones import Backbone
+from vlm4vla.families import family_of
+from vlm4vla.recipe import PAPER
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+def activation_bytes(
+    vlm: Any, row: Backbone, tokens: int, image_px: int, width: int, checkpointing: bool
+) -> int:
+    """Per sample. tokens: image, prompt and query together. width: bytes of a number.
+
+    With checkpointing each layer keeps its input, and one layer at a time keeps the rest.
+    """
+    vlm = vlm.to(DTYPES[width])
+    family_of(row).speed_up(vlm)
+    patches = vision_positions(row, image_px)
+    text, vision = text_layer(vlm, row, tokens), vision_layer(vlm, row, patches)
+    layers = len(text_layers(vlm, row)), len(vision_layers(vlm, row))
+    ends = width * (pixel_numbers(row, image_px) + 2 * tokens * text_width(vlm, row))
+    ends += projector_bytes(vlm, row, patches)
+    if not checkpointing:
+        return layers[0] * text + layers[1] * vision + ends
+    inputs = width * (
+        layers[0] * tokens * text_width(vlm, row) + layers[1] * patches * vision_width(row)
+    )
+    return inputs + max(text, vision) + ends
+
+
+def saved_bytes(run: Callable[[], Any], parameters: list[nn.Parameter]) -> int:
+    """Bytes of distinct storages that autograd keeps during `run`, parameters left out."""
+    known = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in known:
+            kept[key] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _FusedAttention():
+        result = run()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del result
+    return total
+
+
+class _FusedKernel(torch.autograd.Function):
+    """Keeps what fused attention kernels keep: query, key, value, output; no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+class _FusedAttention(TorchFunctionMode):
+    """The meta device knows no fused attention; this stands in for it while counting."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention and args[0].is_meta:
+            return _FusedKernel.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+def text_width(vlm: nn.Module, row: Backbone) -> int:
+    return int(vlm.get_parameter(f"{row.modules.embedding}.weight").shape[1])
+
+
+def vision_width(row: Backbone) -> int:
+    return int(row.config["vision_config"]["hidden_size"])
+
+
+def text_layers(vlm: nn.Module, row: Backbone) -> nn.ModuleList:
+    return _list(vlm.get_submodule(row.modules.language), "layers")
+
+
+def vision_layers(vlm: nn.Module, row: Backbone) -> nn.ModuleList:
+    tower = vlm.get_submodule(row.modules.vision)
+    inner = {"qwen_vl": "blocks", "paligemma": "encoder.layers", "kosmos2": "model.encoder.layers"}
+    return _list(tower, inner[row.family])
+
+
+def _list(module: nn.Module, path: str) -> nn.ModuleList:
+    layers = module.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def vision_positions(row: Backbone, image_px: int) -> int:
+    """Positions in the vision tower of one image: patches, and Kosmos-2's class token."""
+    side = family_of(row).input_px(row, image_px, PAPER)
+    patches = (side // row.config["vision_config"]["patch_size"]) ** 2
+    return int(patches) + (row.family == "kosmos2")
+
+
+def pixel_numbers(row: Backbone, image_px: int) -> int:
+    """Numbers of one image's pixels, which its patch projection keeps (each frame of them)."""
+    side = family_of(row).input_px(row, image_px, PAPER)
+    return 3 * side**2 * int(row.config["vision_config"].get("temporal_patch_size", 1))
+
+
+def text_layer(vlm: nn.Module, row: Backbone, tokens: int) -> int:
+    """Bytes one decoder layer keeps of `tokens` tokens."""
+    layer = text_layers(vlm, row)[0]
+    config: Any = vlm.config
+    config = config.get_text_config()
+    dtype = next(layer.parameters()).dtype
+    hidden = _activation(1, tokens, text_width(vlm, row), dtype=dtype)
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=dtype, device="meta")
+    if row.family == "kosmos2":
+        return saved_bytes(lambda: layer(hidden, attention_mask=mask), list(layer.parameters()))
+    extra = _dense_experts(layer, config, tokens, dtype) if hasattr(config, "num_experts") else 0
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    angles = torch.zeros(1, tokens, width, dtype=dtype, device="meta")
+    sees = mask if row.family == "paligemma" else None
+
+    def run() -> Any:
+        return layer(hidden, position_embeddings=(angles, angles), attention_mask=sees)
+
+    return extra + saved_bytes(run, list(layer.parameters()))
+
+
+def _dense_experts(layer: Any, config: Any, tokens: int, dtype: torch.dtype) -> int:
+    """Put a dense MLP as wide as a token's experts in their place; bytes it does not keep.
+
+    Routing depends on data, which the meta device has none of. Each chosen expert keeps its
+    own copy of the token's input and output.
+    """
+    chosen = config.num_experts_per_tok
+    with torch.device("meta"):
+        wide = Qwen3VLMoeTextMLP(config, chosen * config.moe_intermediate_size)
+    layer.mlp = wide.to(dtype)
+    return int(2 * chosen * tokens * config.hidden_size * dtype.itemsize)
+
+
+def vision_layer(vlm: nn.Module, row: Backbone, positions: int) -> int:
+    """Bytes one layer of the vision tower keeps of one image."""
+    layer = vision_layers(vlm, row)[0]
+    dtype = next(layer.parameters()).dtype
+    width = vision_width(row)
+    if row.family != "qwen_vl":
+        hidden = _activation(1, positions, width, dtype=dtype)
+        return saved_bytes(lambda: layer(hidden, attention_mask=None), list(layer.parameters()))
+    hidden = _activation(positions, width, dtype=dtype)
+    angles = torch.zeros(
+        positions, width // row.config["vision_config"]["num_heads"], device="meta"
+    )
+
+    def run() -> Any:
+        ends = torch.tensor([0, positions])
+        return layer(
+            hidden, cu_seqlens=ends, max_seqlen=positions, position_embeddings=(angles, angles)
+        )
+
+    return saved_bytes(run, list(layer.parameters()))
+
+
+def projector_bytes(vlm: nn.Module, row: Backbone, positions: int) -> int:
+    """Bytes kept between the tower and the language model (Qwen's deepstack included)."""
+    projector = vlm.get_submodule(row.modules.projector)
+    dtype = next(projector.parameters()).dtype
+    features = _activation(1, positions, vision_width(row), dtype=dtype)
+    one = saved_bytes(lambda: projector(features), list(projector.parameters()))
+    return one * (1 + len(row.config["vision_config"].get("deepstack_visual_indexes", ())))
+
+
+def _activation(*shape: int, dtype: torch.dtype) -> Tensor:
+    # Not a leaf: what a layer keeps of its input is an activation of the layer before.
+    return torch.zeros(*shape, dtype=dtype, device="meta", requires_grad=True) * 1
