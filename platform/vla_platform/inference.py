@@ -162,7 +162,7 @@ def start_replicas(
 ) -> list[ActorHandle[Any]]:
     """Inference actors that restart by themselves; a repeated call gives the same actions."""
     # Calls are pure, so Ray may repeat them on a fresh actor without changing a result.
-    actor = ray.remote(Replica).options(
+    actor: Any = ray.remote(Replica).options(
         num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=64
     )
     return [actor.remote(store, load, batch, threads) for _ in range(replicas)]

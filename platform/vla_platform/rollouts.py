@@ -60,7 +60,7 @@ class Pool:
 
     def _host(self, index: int) -> ActorHandle[Any]:
         # No Ray-side restarts: a lost host's episodes are handed out again by the driver.
-        actor = ray.remote(Host).options(
+        actor: Any = ray.remote(Host).options(
             num_cpus=self.cluster.cpus_per_host, max_concurrency=self.cluster.slots + 2
         )
         replica = self.replicas[index % len(self.replicas)]
