@@ -21,7 +21,7 @@ from envs.resize import resize
 
 TASK = "sequence"
 SUBTASK_STEPS = 360
-IMAGE_PX = 224
+IMAGE_SIZE = 224
 """The dataset's readers scale the same 200 px frames in the same way (paper A.2)."""
 
 BENCHMARKS: Dict[str, Benchmark] = {
@@ -52,14 +52,14 @@ BENCHMARKS: Dict[str, Benchmark] = {
 class Calvin:
     """The protocol over a play table; an episode is a chain of instructions.
 
-    `simulator_args` of the row: scene, renderer (see `PlayTable`), image_px, views (the names
+    `simulator_args` of the row: scene, renderer (see `PlayTable`), image_size, views (the names
     "gripper", "static") and state (true for the robot's 15 numbers). A chunk stops where an
     instruction is fulfilled: the policy looks again and reads the next one.
     """
 
     def __init__(self, benchmark: Benchmark, table: Any = None) -> None:
         args = dict(benchmark.simulator_args)
-        self.image_px = int(args.pop("image_px", IMAGE_PX))
+        self.image_size = int(args.pop("image_size", IMAGE_SIZE))
         self.views: Tuple[str, ...] = tuple(args.pop("views", ()))
         self.with_state = bool(args.pop("state", False))
         self.table = PlayTable(**args) if table is None else table
@@ -129,7 +129,7 @@ class Calvin:
         )
 
     def _look(self, camera: str) -> np.ndarray:
-        return resize(self.table.look(camera), self.image_px)
+        return resize(self.table.look(camera), self.image_size)
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

@@ -135,7 +135,7 @@ def test_recording_keeps_every_frame_and_draws_none_twice():
 
 
 def test_views_and_state_come_when_they_are_asked_for():
-    simulator = calvin(views=("gripper",), state=True, image_px=200)
+    simulator = calvin(views=("gripper",), state=True, image_size=200)
     observation = simulator.execute(chunk(2)).observation
     assert observation.views["gripper"].shape == (200, 200, 3)
     assert observation.state.shape == (15,)
