@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Optional
 
-from envs import calvin, libero, tabletop
+from envs import calvin, libero, simpler, tabletop
 from envs.api import Benchmark, did_you_mean
 
 BENCHMARKS: Dict[str, Benchmark] = {
     **tabletop.BENCHMARKS,
     **libero.BENCHMARKS,
     **calvin.BENCHMARKS,
+    **simpler.BENCHMARKS,
 }
 
 
