@@ -64,6 +64,19 @@ def _row(suite: str) -> Benchmark:
 BENCHMARKS: Dict[str, Benchmark] = {suite: _row(suite) for suite in STEP_LIMITS}
 
 
+def sentence(task: str) -> str:
+    """The instruction that a task's name spells: its scene's name left out."""
+    words = [word for word in task.split("_") if not word.isupper() and not word[:5].isupper()]
+    return " ".join(words)
+
+
+def wrong_instruction(task: str, initial_state: int) -> str:
+    """The instruction of another task of the same suite."""
+    names = next(names for names in TASKS.values() if task in names)
+    shift = 1 + initial_state % (len(names) - 1)
+    return sentence(names[(names.index(task) + shift) % len(names)])
+
+
 class Libero:
     """Simulator of one suite. `simulator_args` of its row:
 
@@ -182,7 +195,10 @@ class Libero:
         self._initial_states = libero_install.initial_states(self.suite, self.indices[task])
         return self.scene, True
 
-    def _initial_state(self, number: int) -> np.ndarray:
+    def _initial_state(self, number: int) -> Optional[np.ndarray]:
+        """One of the fixed states; None, from `demonstrations_from` on, for a sampled one."""
+        if number >= self.benchmark.demonstrations_from:
+            return None
         if not 0 <= number < len(self._initial_states):
             count = len(self._initial_states)
             raise ValueError(f"initial state {number} of {self.task}: it has 0 to {count - 1}")

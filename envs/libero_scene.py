@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from typing import Any, Dict, Iterator, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -54,8 +54,12 @@ class Scene:
             self.env.object_property_initializers *= 2
         self._cameras_changed()
 
-    def reset(self, initial_state: np.ndarray, seed: int, reseed: bool = True) -> None:
-        """Begin an episode at a flattened simulator state [n] and let the objects settle."""
+    def reset(self, initial_state: Optional[np.ndarray], seed: int, reseed: bool = True) -> None:
+        """Begin an episode at a flattened simulator state [n] and let the objects settle.
+
+        None keeps the scene that LIBERO samples from `seed`: for demonstrations, which must
+        not start where policies are evaluated.
+        """
         if reseed:
             self._control.seed(seed)
         self.env.hard_reset = self.hard
@@ -64,7 +68,8 @@ class Scene:
         self._control.reset()
         if self.hard:
             self._cameras_changed()
-        self._control.set_init_state(initial_state)
+        if initial_state is not None:
+            self._control.set_init_state(initial_state)
         for _ in range(SETTLE_STEPS):
             self.step(SETTLE_ACTION)
 

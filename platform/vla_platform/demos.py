@@ -72,7 +72,7 @@ def _shard(
     if store.exists(f"{base}.json"):
         return json.loads(store.get(f"{base}.json"))
     with SimulatorProcess(benchmark) as process:
-        demos = [process.demonstrate(task, state, seed) for task, state in part]
+        demos = [process.demonstrate(task, state, seed + state) for task, state in part]
     kept = [demo for demo in demos if demo.success]
     if kept:
         store.put(f"{base}.parquet", encode(kept, first_episode))
