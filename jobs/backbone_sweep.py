@@ -14,7 +14,8 @@ from functools import partial
 
 from vla_platform import cli
 from vla_platform.cluster import CLUSTERS, Cluster
-from vla_platform.sweep import Demonstrations, Science, Sweep, Training, Trials
+from vla_platform.demos import Demonstrations
+from vla_platform.sweep import Science, Sweep, Training, Trials
 from vla_platform.tables import rows_of, score_table
 
 from envs.benchmarks import benchmark, wrong_instruction

@@ -5,32 +5,53 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from envs.api import Benchmark, Demonstration
+from envs.hashing import stable_hash
 from envs.process import SimulatorProcess
 from vla_platform import artifacts
 from vla_platform.store import Store
 
 log = logging.getLogger(__name__)
 
+SHARDS = 24
+"""Shards of a dataset, each a task for one core…"""
+LEAST = 4
+"""…unless that would leave fewer episodes than this in a shard."""
 Plan = Sequence[tuple[str, int]]
-"""(task, initial state) of every demonstration to try."""
 Encode = Callable[[Iterable[Demonstration], int], bytes]
 Finish = Callable[[str, str, Iterable[tuple[str, bytes]]], Any]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Which expert episodes make the dataset: `each` per task, from initial state `first` on."""
+
+    tasks: tuple[str, ...]
+    each: int
+    first: int
+    seed: int = 0
+
+    def plan(self) -> list[tuple[str, int]]:
+        """(task, initial state) of every demonstration to try."""
+        return [(task, self.first + i) for i in range(self.each) for task in self.tasks]
+
+    def id(self, benchmark: Benchmark, fingerprint: str) -> str:
+        plan = [self.tasks, self.each, self.first, self.seed]
+        return f"{benchmark.name}-{stable_hash([plan, fingerprint])[:12]}"
 
 
 def collect(
     store: Store,
     dataset: str,
     benchmark: Benchmark,
-    plan: Plan,
-    seed: int,
+    wanted: Demonstrations,
     encode: Encode,
     finish: Finish,
-    per_shard: int,
     progress: Callable[[int, int, int], None],
 ) -> Any:
     """Run the plan, keep what succeeded, and write the manifest last; resumes by shard.
@@ -38,6 +59,8 @@ def collect(
     encode: demonstrations and the first episode's number to shard bytes. finish: (name,
     source, shards) to the manifest. progress: (tried, kept, total). Returns the manifest.
     """
+    plan, seed = wanted.plan(), wanted.seed
+    per_shard = max(LEAST, -(-len(plan) // SHARDS))
     parts = [plan[first : first + per_shard] for first in range(0, len(plan), per_shard)]
     task = ray.remote(num_cpus=1, max_retries=3)(_shard)
     flying = {

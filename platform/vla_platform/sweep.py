@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from envs.api import Benchmark
-from envs.hashing import stable_hash
 from vla_platform import artifacts, demos, evaluation, session, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
+from vla_platform.demos import Demonstrations
 from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Wanted
 from vla_platform.inference import LoadPolicy
 from vla_platform.ledger import Ledger
@@ -44,24 +44,6 @@ class Training:
     id: str
     steps: int
     make_job: training.MakeJob
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """Which expert episodes make the dataset: `each` per task, from initial state `first` on."""
-
-    tasks: tuple[str, ...]
-    each: int
-    first: int
-    seed: int = 0
-    per_shard: int = 100
-
-    def plan(self) -> list[tuple[str, int]]:
-        return [(task, self.first + i) for i in range(self.each) for task in self.tasks]
-
-    def id(self, benchmark: Benchmark, fingerprint: str) -> str:
-        plan = [self.tasks, self.each, self.first, self.seed, self.per_shard]
-        return f"{benchmark.name}-{stable_hash([plan, fingerprint])[:12]}"
 
 
 @dataclass(frozen=True)
@@ -169,21 +151,18 @@ class Sweep:
             self.connected = True
 
     def _collect(self, demonstrations: Demonstrations, dataset: str) -> None:
-        if artifacts.dataset_exists(self.store, dataset):
-            return
-        self.say(f"{self.benchmark.name}: collecting demonstrations {dataset}")
-        with Meter("demonstrations") as meter:
-            demos.collect(
-                self.store,
-                dataset,
-                self.benchmark,
-                demonstrations.plan(),
-                demonstrations.seed,
-                self.science.encode_shard,
-                self.science.build_manifest,
-                demonstrations.per_shard,
-                lambda tried, kept, total: meter.show(tried, total, f"{kept} kept"),
-            )
+        if not artifacts.dataset_exists(self.store, dataset):
+            self.say(f"{self.benchmark.name}: collecting demonstrations {dataset}")
+            with Meter("demonstrations") as meter:
+                demos.collect(
+                    self.store,
+                    dataset,
+                    self.benchmark,
+                    demonstrations,
+                    self.science.encode_shard,
+                    self.science.build_manifest,
+                    lambda tried, kept, total: meter.show(tried, total, f"{kept} kept"),
+                )
 
     def _wanted(self, run: Training, found: Sequence[Checkpoint], trials: Trials) -> list[Result]:
         untrained, last = found[0], found[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vla_platform import artifacts, training
 from vla_platform.cluster import CLUSTERS
-from vla_platform.demos import collect
+from vla_platform.demos import Demonstrations, collect
 from vla_platform.store import open_store
 
 from envs import tabletop
@@ -38,18 +38,10 @@ def dying_train(marker: Path, job, sink):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, ray_cluster):
     store = open_store(str(tmp_path_factory.mktemp("training") / "store"))
-    plan = [("reach", tabletop.DEMONSTRATIONS_FROM + i) for i in range(6)]
+    wanted = Demonstrations(("reach",), 6, tabletop.DEMONSTRATIONS_FROM)
     shown = []
     manifest = collect(
-        store,
-        "toy",
-        ROW,
-        plan,
-        0,
-        encode_shard,
-        build_manifest,
-        3,
-        lambda *counts: shown.append(counts),
+        store, "toy", ROW, wanted, encode_shard, build_manifest, lambda *n: shown.append(n)
     )
     assert shown[-1] == (6, manifest.episodes, 6)
     return store
