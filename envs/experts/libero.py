@@ -6,39 +6,24 @@ planned from what the simulator shows at that moment; what failed is tried again
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from envs.experts.libero_geometry import DOWN, Geometry, grasp_of
+from envs.experts.libero_geometry import DOWN, Geometry
+from envs.experts.libero_skills import Skill, Waypoint, close, open_, put, turn_on
 
-OPEN, CLOSED = -1.0, 1.0
-ATTEMPTS = 4
+ATTEMPTS = 6
 STALL, PROGRESS = 8, 5e-4
 METRES_PER_STEP, RADIANS_PER_STEP = 0.05, 0.5
-CLEARANCE = 0.10
-"""How far above things the gripper travels (m)."""
-
-
-@dataclass(frozen=True)
-class Waypoint:
-    """Fingertips' position (m), finger and approach axes, and how to get there.
-
-    dwell: steps to stay once there, for the fingers to close or open.
-    Where the way is blocked, the next waypoint is taken after STALL steps without progress.
-    """
-
-    position: np.ndarray
-    fingers: np.ndarray
-    grip: float
-    approach: np.ndarray = field(default_factory=DOWN.copy)
-    dwell: int = 0
-    tolerance: float = 0.012
-    speed: float = 0.9
-
-
-Skill = Iterator[Waypoint]
+SKILLS: Dict[str, Callable[..., Skill]] = {
+    "open": open_,
+    "turnon": turn_on,
+    "in": put,
+    "on": put,
+    "close": close,
+}
+"""Skill of each goal predicate, in the order in which goals are served."""
 
 
 class Expert:
@@ -46,7 +31,10 @@ class Expert:
 
     def __init__(self, env: Any) -> None:
         self.geometry = Geometry(env)
-        self.goals: List[Sequence[str]] = env.parsed_problem["goal_state"]
+        order = list(SKILLS)
+        self.goals: List[Sequence[str]] = sorted(
+            env.parsed_problem["goal_state"], key=lambda goal: order.index(goal[0])
+        )
         self.finished = False
         self._plan = self._waypoints()
         self._waypoint: Optional[Waypoint] = None
@@ -67,7 +55,10 @@ class Expert:
 
     def _errors(self, waypoint: Waypoint) -> "tuple[np.ndarray, np.ndarray]":
         position, fingers, approach = self.geometry.gripper()
-        wanted = waypoint.fingers if waypoint.fingers @ fingers > 0 else -waypoint.fingers
+        # Fingers are alike, so an axis has no sign; the wrist stays within a quarter turn of
+        # where it began whenever the hand points down.
+        near = self.geometry.home_fingers if waypoint.approach is DOWN else fingers
+        wanted = waypoint.fingers if waypoint.fingers @ near > 0 else -waypoint.fingers
         turn = rotation_between((fingers, approach), (wanted, waypoint.approach))
         return waypoint.position - position, turn
 
@@ -92,7 +83,7 @@ class Expert:
     def _waypoints(self) -> Skill:
         for attempt in range(ATTEMPTS):
             for goal in self.goals:
-                if not self.geometry.env._eval_predicate(goal):
+                if not self.geometry.holds(*goal):
                     yield from SKILLS[goal[0]](self.geometry, attempt, *goal[1:])
 
 
@@ -106,60 +97,3 @@ def rotation_between(
     sine = np.linalg.norm(vector) / 2
     angle = np.arctan2(sine, (np.trace(turn) - 1) / 2)
     return vector * (angle / max(2 * sine, 1e-9))
-
-
-def put(geometry: Geometry, attempt: int, name: str, target: str) -> Skill:
-    """Grasp an object, carry it above a target and let go."""
-    yield from lift(geometry, attempt, name)
-    grip, fingers, _ = geometry.gripper()
-    if grip[2] - geometry.object_points(name)[:, 2].max() > 0.03:
-        return  # nothing in the hand: the next attempt plans anew
-    place = resting_place(geometry, target)
-    over = place - hanging(geometry, name)
-    over[2] = max(over[2] + 0.03, grip[2])
-    yield Waypoint(np.array([*grip[:2], over[2]]), fingers, CLOSED)
-    yield Waypoint(over, fingers, CLOSED, speed=0.5)
-    goal = place - hanging(geometry, name)  # it may have turned or slipped on the way
-    yield Waypoint(goal, fingers, CLOSED, speed=0.5)
-    yield Waypoint(goal, fingers, OPEN, dwell=8)
-    yield Waypoint(goal + [0, 0, CLEARANCE], fingers, OPEN)
-
-
-def hanging(geometry: Geometry, name: str) -> np.ndarray:
-    """From the fingertips to the held object's origin, at the height of its lowest point (m).
-
-    LIBERO's predicates compare origins; a bowl held by its rim hangs askew.
-    """
-    lowest = geometry.object_points(name)[:, 2].min()
-    return np.array([*geometry.origin(name)[:2], lowest]) - geometry.gripper()[0]
-
-
-def lift(geometry: Geometry, attempt: int, name: str) -> Skill:
-    """Close the fingers around an object and raise it."""
-    grasp = grasp_of(geometry, name, attempt)
-    top = geometry.object_points(name)[:, 2].max()
-    above = np.array([*grasp.position[:2], top + CLEARANCE])
-    high = np.maximum(above, [-np.inf, -np.inf, geometry.gripper()[0][2] - 0.05])
-    yield Waypoint(high, grasp.fingers, OPEN)
-    yield Waypoint(grasp.position, grasp.fingers, OPEN)
-    yield Waypoint(grasp.position, grasp.fingers, CLOSED, dwell=10)
-    yield Waypoint(grasp.position + [0, 0, CLEARANCE + 0.02], grasp.fingers, CLOSED)
-
-
-def resting_place(geometry: Geometry, target: str) -> np.ndarray:
-    """Where an object's lowest point goes: just above a surface, or a container's walls."""
-    env = geometry.env
-    if target not in env.object_sites_dict:
-        points = geometry.object_points(target)
-        return np.array([*geometry.origin(target)[:2], points[:, 2].max() + 0.005])
-    place = geometry.site(target)
-    parent = env.object_sites_dict[target].parent_name
-    if "contain" in target:
-        place[2] = geometry.object_points(parent)[:, 2].max() + 0.02
-    else:
-        place[2] += 0.03
-    return place
-
-
-SKILLS: Dict[str, Callable[..., Skill]] = {"in": put, "on": put}
-"""Skill of each goal predicate; its arguments follow the geometry."""
