@@ -1,0 +1,41 @@
+"""CALVIN as its published evaluator runs it: both cameras at every step, calvin_env's own reset.
+
+What the adapter is compared with. Right only for the first episode of a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from envs.api import Benchmark
+from envs.calvin import Calvin
+from envs.calvin_table import PlayTable
+
+
+class PlainTable(PlayTable):
+    episodes_per_process = 1
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._env.cameras = list(self._cameras.values())
+
+    def reset(self, robot: np.ndarray, scene: np.ndarray) -> None:
+        self._obs = self._env.reset(robot_obs=robot, scene_obs=scene)
+
+    def step(self, action: np.ndarray) -> Mapping[str, Any]:
+        self._obs, _, _, info = self._env.step(action)
+        return info
+
+    def look(self, camera: str) -> np.ndarray:
+        if not hasattr(self, "_obs"):
+            return super().look(camera)
+        return np.ascontiguousarray(self._obs["rgb_obs"][f"rgb_{camera}"], dtype=np.uint8)
+
+
+class Plain(Calvin):
+    def __init__(self, benchmark: Benchmark) -> None:
+        renderer = benchmark.simulator_args.get("renderer", "auto")
+        super().__init__(benchmark, PlainTable(renderer=renderer))
