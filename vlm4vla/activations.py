@@ -36,7 +36,9 @@ def activation_bytes(
     ends = width * (pixel_numbers(row, image_px) + 2 * tokens * text_width(vlm, row))
     ends += projector_bytes(vlm, row, patches)
     if not checkpointing:
-        return layers[0] * text + layers[1] * vision + ends
+        # The last feed-forward runs at the query alone, which is next to nothing.
+        unread = feed_forward(vlm, row, tokens)
+        return layers[0] * text - unread + layers[1] * vision + ends
     inputs = width * (
         layers[0] * tokens * text_width(vlm, row) + layers[1] * patches * vision_width(row)
     )
@@ -138,6 +140,18 @@ def text_layer(vlm: nn.Module, row: Backbone, tokens: int) -> int:
         return layer(hidden, position_embeddings=(angles, angles), attention_mask=sees)
 
     return extra + saved_bytes(run, list(layer.parameters()))
+
+
+def feed_forward(vlm: nn.Module, row: Backbone, tokens: int) -> int:
+    """Bytes the feed-forward of one decoder layer keeps of `tokens` tokens."""
+    layer = text_layers(vlm, row)[0]
+    config: Any = vlm.config
+    config = config.get_text_config()
+    dtype = next(layer.parameters()).dtype
+    extra = _dense_experts(layer, config, tokens, dtype) if hasattr(config, "num_experts") else 0
+    module = layer.get_submodule("ffn" if row.family == "kosmos2" else "mlp")
+    hidden = _activation(1, tokens, text_width(vlm, row), dtype=dtype)
+    return extra + saved_bytes(lambda: module(hidden), list(module.parameters()))
 
 
 def _dense_experts(layer: Any, config: Any, tokens: int, dtype: torch.dtype) -> int:

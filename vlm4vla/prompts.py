@@ -40,6 +40,10 @@ class Prompter:
         # A run has few distinct sentences; each is tokenised once.
         self.tokens = lru_cache(maxsize=65_536)(self._tokens)
 
+    def token_id(self, token: str) -> int:
+        """Id of one token; ValueError if the vocabulary has no such token."""
+        return self._tokenizer.token_id(token)
+
     def _tokens(self, text: str) -> tuple[int, ...]:
         """Ids of the whole prompt for one sentence, without query or answer."""
         after = self._tokenizer.encode(self.template.after.format(text=text))

@@ -45,9 +45,10 @@ def test_a_plan_is_what_a_process_takes() -> None:
     assert made.optimiser == measured["optimiser"]
     assert made.buffers == 0
     assert made.activations == pytest.approx(measured["activations"], rel=0.06)
-    # The pixels were resident before the step; autograd keeps them all the same.
+    # The pixels were resident before the step; autograd keeps them all the same. The peak
+    # also holds what one operation at a time needs, which a tiny model shows most.
     pixels = batch * 3 * 112 * 112 * 4
-    assert measured["resident"] + pixels == pytest.approx(made.activations, rel=0.25)
+    assert 0.85 < (measured["resident"] + pixels) / made.activations < 1.4
 
 
 def test_the_mixture_of_experts_at_stage_2() -> None:

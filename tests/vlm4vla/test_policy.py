@@ -84,6 +84,18 @@ def test_gradients_reach_every_part(name: str, profile: str) -> None:
     assert all(p.grad is not None for p in policy.optimised_parameters())
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
+    """Also: reading the last feed-forward at the query alone changes no number."""
+    plain, saving = fresh(name, seed=2), fresh(name, seed=2)
+    saving.vlm.gradient_checkpointing_enable()
+    for policy in (plain, saving):
+        policy.train().loss(policy.prepare(images(3), TEXTS), *targets(3))[0].backward()
+    for (n, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4, msg=n)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_frozen_groups_stay_bit_identical(name: str, group: str) -> None:

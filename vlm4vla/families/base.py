@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,6 +86,10 @@ class Family(ABC):
         """Last hidden states of the language model, after its final norm."""
 
     @abstractmethod
+    def last_feed_forward(self, vlm: Any) -> nn.Module:
+        """The feed-forward part of the language model's last layer."""
+
+    @abstractmethod
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         """Vocabulary scores of hidden states, through the model's own `lm_head`."""
 
@@ -108,9 +112,13 @@ class Family(ABC):
         self, vlm: Any, inputs: Inputs, query: Float[Tensor, " D"], recipe: Recipe
     ) -> Float[Tensor, "B D"]:
         """The last hidden state at the action query, which takes the place of one word."""
-        index = inputs["query_index"]
-        scaled = query * self.query_scale(vlm)
-        with query_at(self.embedding(vlm), inputs["input_ids"], index, scaled):
+        index, length = inputs["query_index"], inputs["input_ids"].shape[1]
+        with ExitStack() as stack:
+            scaled = query * self.query_scale(vlm)
+            stack.enter_context(query_at(self.embedding(vlm), index, length, scaled))
+            if not getattr(vlm, "is_activation_checkpointing", False):
+                # Recomputation happens after the hooks are gone, and would not match.
+                stack.enter_context(only_at(self.last_feed_forward(vlm), index, length))
             hidden = self.hidden(vlm, inputs, recipe)
         return hidden[torch.arange(len(index), device=index.device), index]
 
@@ -121,14 +129,13 @@ class Family(ABC):
 
 @contextmanager
 def query_at(
-    embedding: nn.Module, input_ids: Int[Tensor, "B T"], index: Int[Tensor, " B"], query: Tensor
+    embedding: nn.Module, index: Int[Tensor, " B"], length: int, query: Float[Tensor, " D"]
 ) -> Iterator[None]:
     """Replace the embedding at position `index` of each sample by `query` while open.
 
     A hook keeps the model's own path over `input_ids`: native M-RoPE, deepstack and masks.
     """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    slot = (positions == index[:, None])[..., None]
+    slot = (torch.arange(length, device=index.device) == index[:, None])[..., None]
 
     def replace(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
         return torch.where(slot, query.to(out.dtype), out)
@@ -138,6 +145,31 @@ def query_at(
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def only_at(module: nn.Module, index: Int[Tensor, " B"], length: int) -> Iterator[None]:
+    """Run a position-wise module at position `index` alone while open; zeros elsewhere.
+
+    For the last layer, of which a policy reads one position: the other outputs, though not
+    those the model would give, have no reader.
+    """
+    rows = torch.arange(len(index), device=index.device)
+
+    def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (args[0][rows, index][:, None],)
+
+    def spread(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
+        full = out.new_zeros(len(index), length, out.shape[-1])
+        full[rows, index] = out[:, 0]
+        return full
+
+    handles = module.register_forward_pre_hook(select), module.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def normal_(parameter: Tensor, std: float) -> None:
@@ -150,8 +182,8 @@ def fan_in_(parameter: Tensor) -> None:
     normal_(parameter, parameter[0].numel() ** -0.5)
 
 
-def tiny_linear_init(vlm: nn.Module, std: float = 0.06) -> None:
-    """Every matrix to `std`: at hidden 64, transformers' 0.02 hardly passes a signal."""
+def tiny_linear_init(vlm: nn.Module) -> None:
+    """Every matrix to unit gain: at hidden 64, transformers' 0.02 hardly passes a signal."""
     for module in vlm.modules():
         if isinstance(module, nn.Linear):
-            normal_(module.weight, std)
+            fan_in_(module.weight)

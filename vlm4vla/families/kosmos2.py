@@ -64,6 +64,10 @@ class Kosmos2(Family):
         )
         return output.last_hidden_state
 
+    def last_feed_forward(self, vlm: Any) -> nn.Module:
+        layer: nn.Module = vlm.text_model.model.layers[-1].ffn
+        return layer
+
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         return vlm.text_model.lm_head(hidden)
 

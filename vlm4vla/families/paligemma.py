@@ -56,6 +56,10 @@ class PaliGemma(Family):
         )
         return output.last_hidden_state
 
+    def last_feed_forward(self, vlm: Any) -> nn.Module:
+        layer: nn.Module = vlm.model.language_model.layers[-1].mlp
+        return layer
+
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         logits = vlm.lm_head(hidden)
         cap = getattr(vlm.config.text_config, "final_logit_softcapping", None)

@@ -101,6 +101,10 @@ class QwenVL(Family):
         )
         return output.last_hidden_state
 
+    def last_feed_forward(self, vlm: Any) -> nn.Module:
+        layer: nn.Module = vlm.model.language_model.layers[-1].mlp
+        return layer
+
     def logits(self, vlm: Any, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
         return vlm.lm_head(hidden)
 
@@ -118,7 +122,7 @@ class QwenVL(Family):
             elif name.endswith("embed_tokens.weight"):
                 normal_(parameter, 0.5)
             elif ".experts." in name and parameter.ndim == 3:
-                normal_(parameter, 0.06)
+                normal_(parameter, parameter.shape[1] ** -0.5)
 
     def _unit(self, row: Backbone) -> int:
         vision = row.config["vision_config"]

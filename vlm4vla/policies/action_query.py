@@ -231,19 +231,25 @@ def action_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The paper's eq. 1 over the unpadded steps; metrics are detached scalars."""
     steps = mask.sum().clamp(min=1)
-    huber = functional.huber_loss(
-        pose, actions[..., :POSE], delta=recipe.huber_delta, reduction="none"
+    pose_loss = _masked_huber(pose, actions[..., :POSE], mask, recipe.huber_delta) / steps
+    closes = actions[..., POSE] * closing_sign > 0
+    entropy = functional.binary_cross_entropy_with_logits(
+        gripper, closes.to(gripper), weight=mask, reduction="sum"
     )
-    pose_loss = (huber.mean(-1) * mask).sum() / steps
-    closes = (actions[..., POSE] * closing_sign > 0).to(gripper)
-    entropy = functional.binary_cross_entropy_with_logits(gripper, closes, reduction="none")
-    gripper_loss = (entropy * mask).sum() / steps
+    gripper_loss = entropy / steps
     loss = recipe.pose_weight * pose_loss + recipe.gripper_weight * gripper_loss
-    hits = (((gripper > 0).to(mask) == closes).to(mask) * mask).sum() / steps
     metrics = {
-        "loss": loss,
-        "pose_loss": pose_loss,
-        "gripper_loss": gripper_loss,
-        "gripper_accuracy": hits,
+        "loss": loss.detach(),
+        "pose_loss": pose_loss.detach(),
+        "gripper_loss": gripper_loss.detach(),
+        "gripper_accuracy": (((gripper > 0) == closes) * mask).sum() / steps,
     }
-    return loss, {name: value.detach() for name, value in metrics.items()}
+    return loss, metrics
+
+
+def _masked_huber(
+    pose: Float[Tensor, "B k 6"], target: Float[Tensor, "B k 6"], mask: Tensor, delta: float
+) -> Tensor:
+    """Mean over the pose, sum over the steps that count."""
+    huber = functional.huber_loss(pose, target, delta=delta, reduction="none")
+    return (huber.mean(-1) * mask).sum()
