@@ -1,0 +1,71 @@
+"""The dry run as a user starts it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from vla_platform import artifacts
+from vla_platform.store import open_store
+
+from vlm4vla.study import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def study(monkeypatch, store, *arguments):
+    """The job's exit code."""
+    flags = ["study.py", "--store", str(store), *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "study.py"), run_name="__main__")
+    return ended.value.code
+
+
+def test_dry_run_of_everything(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "plan.json"
+    assert study(monkeypatch, tmp_path / "store", "--dry-run", "--json", out) == 0
+    made = json.loads(out.read_text())
+    assert (made["entries"], made["trainings"], made["baselines"]) == (104, 78, 4)
+    assert sum(table["entries"] for table in made["tables"].values()) == 104
+    assert sum(table["baselines"] for table in made["tables"].values()) == 4
+    assert made["tables"]["table5"]["trainings"] == 12
+    assert set(made["figures"]) == {"figure3", "figure4"}
+    ids = {row["id"] for row in made["rows"] if row["kind"] == "entry"}
+    assert len(ids) == made["trainings"]
+    assert {row["kind"] for row in made["rows"]} == {"entry", "baseline", "quoted"}
+    said = capsys.readouterr().out
+    assert "104 entries" in said
+    assert "78 trainings" in said
+    assert not (tmp_path / "store").exists()
+
+
+def test_dry_run_sees_what_is_in_the_store(tmp_path, monkeypatch):
+    store, entry = open_store(str(tmp_path / "store")), TABLES["table10"].entries()[0]
+    for step in (0, 10_000, 30_000):
+        artifacts.complete_policy(store, entry.id, step, "0" * 64)
+    out = tmp_path / "plan.json"
+    tables = ("--tables", "10", "1")
+    assert study(monkeypatch, store.url, "--dry-run", *tables, "--json", out) == 0
+    made = json.loads(out.read_text())
+    assert (made["entries"], made["trainings"]) == (18, 16)
+    assert (made["stored"], made["checkpoints"]) == (1, 2)
+    assert [t["stored"] for t in made["tables"].values()] == [1, 1]
+    assert made["gpu_hours_left"] < made["gpu_hours"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dry-run", "--tables", "tabel5"], "Did you mean 'table5'"),
+        (["--dry-run", "--tables", "9"], "nothing is trained"),
+        ([], "only the dry run exists yet"),
+        (["--dry-run", "--store", "ftp://host/x"], "scheme 'ftp'"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
+    assert study(monkeypatch, tmp_path / "store", *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert said in errors[0]

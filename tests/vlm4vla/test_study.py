@@ -1,0 +1,161 @@
+"""The study as data: its entries, the trainings they share, and what the paper prints."""
+
+import dataclasses
+
+import pytest
+
+from envs.benchmarks import benchmark
+from vlm4vla import cost, study
+from vlm4vla.audit import paper_tables
+from vlm4vla.backbones import BACKBONES
+from vlm4vla.run import Run
+from vlm4vla.stages import STAGES, stage_of
+from vlm4vla.study_plan import Plan
+
+EACH = {
+    **{"table1": 9, "table2": 18, "table3": 18, "table4": 6, "table5": 12},
+    **{"table6": 8, "table7": 12, "table8": 12, "table10": 9},
+}
+TASKS = {"task1", "task2", "task3", "task4", "task5", "carrot", "eggplant", "spoon", "cube"}
+SIZES = {"size_B", "trainable_B"}
+
+
+def entries(*names):
+    return [entry for name in names or study.TABLES for entry in study.TABLES[name].entries()]
+
+
+def plan(*names, stored=lambda run: ()):
+    return Plan(tuple(study.choose(names or None)), 0, stored)
+
+
+def test_entries_of_each_table_and_distinct_trainings():
+    assert {name: len(table.entries()) for name, table in study.TABLES.items()} == EACH
+    assert len(entries()) == 104
+    assert len(study.trainings(entries())) == 78
+
+
+def test_every_printed_score_has_exactly_one_entry():
+    found = [(e.table, e.row, e.column) for e in [*entries(), *study.BASELINES]]
+    printed = [
+        (name, row, column)
+        for name, table in study.TABLES.items()
+        for row in study.printed_table(name).rows
+        for column in study.printed_table(name).columns
+        if column not in TASKS | SIZES
+    ]
+    assert sorted(found) == sorted(printed)
+
+
+@pytest.mark.parametrize("name", study.TABLES)
+def test_entries_that_share_a_training_print_one_number(name):
+    """The paper repeats its base rows; a mapped row that went astray would disagree."""
+    mine = {e.id: e.printed for e in study.TABLES[name].entries()}
+    for other in entries():
+        if other.id in mine:
+            # Table 2 rounds to one digit what Tables 3 and 6 print with two.
+            assert other.printed == pytest.approx(mine[other.id], abs=0.1)
+
+
+def test_a_rows_words_are_its_runs_fields():
+    by_place = {(e.table, e.row, e.column): e.run for e in entries()}
+    frozen = by_place["table7", "qwen2.5vl-7b+freeze_vision", "512"]
+    assert (frozen.backbone, frozen.freeze, frozen.image_px) == ("qwen2.5vl-7b", ("vision",), 512)
+    assert by_place["table5", "paligemma-1", "1e-4"].lr == 1e-4
+    injected = by_place["table4", "freeze_vision/unfreeze_vision_ft", "simpler"]
+    assert (injected.freeze, stage_of(injected.aux).freeze) == (("vision",), ())
+    assert by_place["table6", "qwen2.5vl-3b short", "calvin"].prompt == "short"
+    assert by_place["table8", "paligemma-1 scratch", "simpler"].init == "scratch"
+    added = by_place["table10", "qwen2.5vl-7b+vqa-mix", "avg_len"]
+    assert stage_of(added.aux).name == "vqa-mix"
+
+
+def test_an_explicit_default_is_the_default_run():
+    default = next(e for e in entries("table1") if e.row == "qwen2.5vl-3b")
+    explicit = next(e for e in entries("table5") if (e.row, e.column) == (default.row, "2e-5"))
+    assert explicit.run != default.run
+    assert explicit.id == default.id
+
+
+def test_runs_name_rows_that_exist_and_another_seed_is_another_training():
+    for run in study.trainings(entries()).values():
+        assert run.backbone in BACKBONES
+        assert benchmark(run.benchmark).recipe.checkpoints[-1] == run.steps
+        assert run.aux is None or stage_of(run.aux).backbone == run.backbone
+    again = study.TABLES["table1"].entries(seed=1)
+    assert not {e.id for e in again} & {e.id for e in entries()}
+
+
+def test_stages_have_ids_of_their_own():
+    assert len({stage.id for stage in STAGES.values()}) == len(STAGES) == 9
+    assert STAGES["robobrain2"].weights
+    with pytest.raises(KeyError):
+        stage_of("robopoint-00000000")
+
+
+def test_figures_need_no_training_of_their_own():
+    assert len(study.FIGURES["figure3"].entries()) == 27
+    assert plan("figure3").total().trainings == 27
+    assert plan("figure3").total().entries == 0
+    both = plan("table10", "figure4").total()
+    assert (both.entries, both.trainings) == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tabel5", "Did you mean 'table5'"),
+        ("figure5", "Did you mean 'figure3'|Did you mean 'figure4'"),
+        ("9", "nothing is trained"),
+    ],
+)
+def test_a_wrong_table_says_what_was_meant(name, said):
+    with pytest.raises(ValueError, match=said):
+        study.choose([name])
+
+
+def test_a_number_is_a_table_and_twice_is_once():
+    assert [part.name for part in study.choose(["5", "table5", "Figure4"])] == ["table5", "figure4"]
+
+
+def test_baselines_stand_apart():
+    made = plan("table1", "table2")
+    assert made.total().trainings == 27
+    assert (made.baselines().entries, made.baselines().trainings, made.quoted()) == (4, 4, 4)
+    assert plan("table3").baselines().trainings == 0
+
+
+def test_what_is_stored_is_not_paid_again():
+    (first, *_) = study.trainings(entries("table5"))
+    half = plan("table5", stored=lambda run: (10_000, 15_000) if run == first else ()).total()
+    assert (half.stored, half.checkpoints, half.gpu_hours_left) == (0, 2, half.gpu_hours)
+    done = plan("table5", stored=lambda run: (30_000,) if run == first else ()).total()
+    assert done.stored == 1
+    assert done.gpu_hours - done.gpu_hours_left == pytest.approx(
+        cost.gpu_hours(study.trainings(entries("table5"))[first])
+    )
+
+
+def test_episodes_are_checkpoints_times_horizons_times_trials():
+    episodes = {n: cost.episodes(benchmark(n)) for n in ("calvin", "simpler", "libero_10")}
+    assert episodes == {"calvin": 15_000, "simpler": 2_880, "libero_10": 15_000}
+
+
+def test_gpu_hours_follow_the_formula():
+    run = Run("paligemma-1", "calvin")
+    size = cost.parts("paligemma-1")
+    numbers = 6 * (size.vision * 256 + size.language * (256 + 48)) * 30_000 * 128
+    assert cost.gpu_hours(run) == pytest.approx(numbers / (312e12 * 0.35) / 3600)
+    assert (size.vision + size.language) / 1e9 == pytest.approx(2.4, abs=0.1)  # no embeddings
+    frozen = cost.training_flops(dataclasses.replace(run, freeze=("vision",)))
+    assert cost.training_flops(run) - frozen == 4 * size.vision * 256 * 30_000 * 128
+
+
+def test_a_mixture_of_experts_computes_with_few_of_them():
+    size = cost.parts("qwen3vl-30b-a3b")
+    assert size.experts
+    assert 2.5e9 < size.language < 3.3e9
+
+
+def test_paper_tables_without_a_training_are_known():
+    named = {table.printed for table in study.TABLES.values()}
+    assert set(paper_tables()) - named == {"table9_architecture", "figure3_correlation"}
