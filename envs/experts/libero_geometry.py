@@ -12,7 +12,7 @@ OPENING = 0.072
 """Widest thing that the fingers are put around (m); they open to 0.08."""
 FINGER_DEPTH = 0.045
 """How far below an object's top the fingertips reach at most (m)."""
-RIM_DEPTH = 0.02
+RIM_DEPTH, THIN = 0.02, 0.03
 HAND = (0.11, 0.04)
 """Half the hand's length along and across the fingers' axis (m)."""
 MESH, BOX, SPHERE = 7, 6, 2
@@ -80,6 +80,10 @@ class Geometry:
     def body_points(self, body: int) -> np.ndarray:
         return np.concatenate([self._geom_points(geom) for geom in self._geoms_of(body)])
 
+    def parts(self, name: str) -> List[np.ndarray]:
+        """The points of each shape of an object, [n, 3] apiece."""
+        return [self._geom_points(geom) for geom in self._geoms_of(self.env.obj_body_id[name])]
+
     def other_points(self, name: str) -> np.ndarray:
         """The points of every object and fixture but one; float [n, 3]."""
         names = [other for other in self.env.obj_body_id if other != name]
@@ -127,11 +131,16 @@ class Geometry:
         return max(heights)
 
     def free_spot(self, site: str, name: str) -> np.ndarray:
-        """The place on a site that is farthest from other objects; its middle when it is empty."""
-        middle_, size = self.site(site), self.env.object_sites_dict[site].size
+        """The place on a site that is farthest from other objects; its middle when it is empty.
+
+        The middle is left free where more than one object has to fit.
+        """
+        goals = [goal for goal in self.env.parsed_problem["goal_state"] if goal[-1] == site]
+        spots = _SPOTS if len(goals) < 2 else _SPOTS[1:]
+        centre, size = self.site(site), self.env.object_sites_dict[site].size
         others = [self.origin(other) for other in self.env.objects_dict if other != name]
-        spots = [middle_ + [x * size[0], y * size[1], 0] for x, y in _SPOTS]
-        return max(spots, key=lambda spot: min([0.12] + [_flat(spot - o) for o in others]))
+        places = [centre + [x * size[0], y * size[1], 0] for x, y in spots]
+        return max(places, key=lambda place: min([0.12] + [_flat(place - o) for o in others]))
 
     def highest_between(self, name: str, start: np.ndarray, end: np.ndarray) -> float:
         """Height (m) of the tallest other thing within a hand's length of a straight way."""
@@ -209,7 +218,7 @@ _LATTICE = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * 3), -1).reshape(-1, 3
 """Of a box: long walls are obstacles between their corners too."""
 
 
-_SPOTS = [(0.0, 0.0)] + [(x, y) for x in (-0.6, 0.0, 0.6) for y in (-0.6, 0.0, 0.6)]
+_SPOTS = ((0.0, 0.0), (-0.6, 0.0), (0.6, 0.0), (0.0, -0.6), (0.0, 0.6))
 """Places on a site, in halves of its size."""
 
 
@@ -219,6 +228,13 @@ def _flat(offset: np.ndarray) -> float:
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
+
+
+def narrow_axis(points: np.ndarray) -> np.ndarray:
+    """The horizontal direction in which points [n, 3] extend least."""
+    angles = np.linspace(0, np.pi, 36, endpoint=False)
+    axes = np.stack([np.cos(angles), np.sin(angles), np.zeros(36)], 1)
+    return axes[np.ptp(points @ axes.T, axis=0).argmin()]
 
 
 def middle(points: np.ndarray) -> np.ndarray:
@@ -244,7 +260,7 @@ def grasp_of(geometry: Geometry, name: str, attempt: int, place: np.ndarray) -> 
     points, others = geometry.object_points(name), geometry.other_points(name)
     now = geometry.home_fingers
     moved = place - np.array([*geometry.origin(name)[:2], points[:, 2].min()])
-    grasps = _pinches(points, now) or _rim_grasps(points, now)
+    grasps = _pinches(points, now) or _handle_grasps(geometry, name) or _rim_grasps(points, now)
     costs = [
         0.02 * turn_between(grasp.fingers, now)
         + (np.ptp(points @ grasp.fingers) if not grasp.rim else -_room(grasp, others))
@@ -264,6 +280,19 @@ def _pinches(points: np.ndarray, now: np.ndarray) -> List[Grasp]:
     axes = [horizontal(angle) for angle in np.linspace(0, np.pi, 36, endpoint=False)]
     axes = [axis if axis @ now > 0 else -axis for axis in axes]
     return [Grasp(position, axis, rim=False) for axis in axes if np.ptp(points @ axis) < OPENING]
+
+
+def _handle_grasps(geometry: Geometry, name: str) -> List[Grasp]:
+    """At the thin part that sticks out farthest; none for what is hollow, which has a rim."""
+    points = geometry.object_points(name)
+    top = points[points[:, 2] > points[:, 2].max() - RIM_DEPTH]
+    if np.linalg.norm((top - middle(top))[:, :2], axis=1).min() > 0.02:
+        return []
+    thin = [part for part in geometry.parts(name) if np.ptp(part @ narrow_axis(part)) < THIN]
+    if not thin:
+        return []
+    handle = max(thin, key=lambda part: _flat(middle(part) - geometry.origin(name)))
+    return [Grasp(middle(handle), narrow_axis(handle), rim=False)]
 
 
 def _rim_grasps(points: np.ndarray, now: np.ndarray) -> List[Grasp]:

@@ -10,7 +10,7 @@ from typing import Iterator
 
 import numpy as np
 
-from envs.experts.libero_geometry import DOWN, Geometry, grasp_of, unit
+from envs.experts.libero_geometry import DOWN, Geometry, grasp_of, narrow_axis, unit
 
 OPEN, CLOSED = -1.0, 1.0
 CLEARANCE = 0.10
@@ -143,13 +143,6 @@ def turn_on(geometry: Geometry, attempt: int, name: str) -> Skill:
         yield Waypoint(place, turned, CLOSED, dwell=3)
     yield Waypoint(place, turned, OPEN, dwell=6)
     yield Waypoint(place + [0, 0, CLEARANCE], turned, OPEN)
-
-
-def narrow_axis(points: np.ndarray) -> np.ndarray:
-    """The horizontal direction in which points [n, 3] extend least."""
-    angles = np.linspace(0, np.pi, 36, endpoint=False)
-    axes = np.stack([np.cos(angles), np.sin(angles), np.zeros(36)], 1)
-    return axes[np.ptp(points @ axes.T, axis=0).argmin()]
 
 
 def open_(geometry: Geometry, attempt: int, region: str) -> Skill:
