@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from vlm4vla.backbones import Backbone
 from vlm4vla.families import family_of
@@ -25,24 +28,44 @@ def tiny_file(row: Backbone) -> Path:
     return PRETRAINED / f"{row.architecture}.safetensors"
 
 
-def from_scratch(row: Backbone) -> nn.Module:
-    """A random model from torch's current generator (Table 8); fp32."""
-    vlm = family_of(row).build(row)
-    if row.tiny and next(vlm.parameters()).device.type != "meta":
+def from_scratch(row: Backbone, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random model from torch's current generator (Table 8)."""
+    with _default_dtype(dtype):
+        vlm = family_of(row).build(row)
+    if row.tiny:
         family_of(row).tiny_init(vlm)
     return vlm
 
 
+def unfilled(row: Backbone, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model whose weights are still to be loaded: nothing is drawn, ties are in place."""
+    with _default_dtype(dtype), no_init_weights():
+        vlm = family_of(row).build(row)
+    vlm.tie_weights()
+    return vlm
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Build in `dtype`; casting later would also round the rotary frequencies."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def pretrained(
     row: Backbone, source: str | Path | None = None, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+) -> PreTrainedModel:
     """The row's vision-language model with pretrained weights, as `dtype`.
 
     source: a local folder (or, for tiny rows, a file) instead of the hub (the package).
     FileNotFoundError names what is missing and the remedy.
     """
     if row.tiny:
-        return _tiny_pretrained(row, Path(source) if source else tiny_file(row)).to(dtype)
+        return _tiny_pretrained(row, Path(source) if source else tiny_file(row), dtype)
     try:
         return (
             family_of(row)
@@ -56,13 +79,13 @@ def pretrained(
         ) from error
 
 
-def _tiny_pretrained(row: Backbone, file: Path) -> nn.Module:
+def _tiny_pretrained(row: Backbone, file: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not file.exists():
         raise FileNotFoundError(
             f"no pretrained weights for {row.name!r}: {file} does not exist. Make it with "
             f"`python jobs/pretrain_tiny.py`, or train with init='scratch'."
         )
-    vlm = family_of(row).build(row)
+    vlm = unfilled(row, dtype)
     weights = load_file(file)
     if LM_HEAD in dict(vlm.named_parameters()) and LM_HEAD not in weights:
         # The file's row ties its head to its words; this one starts from the same values.

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -55,6 +56,8 @@ def test_the_json_is_fast_and_has_the_nine() -> None:
     rows, seconds = command()
     assert list(rows) == list(TABLE9)
     assert seconds < 90
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert kilobytes * 1024 < 4 * 2**30
 
 
 @pytest.mark.parametrize("name", TABLE9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import transformers
 from PIL import Image
 
 from tests.vlm4vla.policy_helpers import TEXTS, fresh, images, shared
+from vlm4vla import sizes
 from vlm4vla.backbones import backbone
 from vlm4vla.families import family_of
 from vlm4vla.families.packed_attention import NAME
@@ -16,6 +19,9 @@ from vlm4vla.families.qwen_vl import rope_positions
 from vlm4vla.images import normalise, resize
 from vlm4vla.policies import ActionQueryPolicy
 from vlm4vla.recipe import PAPER
+from vlm4vla.tiny import merged
+from vlm4vla.tokenizers import qwen_tokenizer
+from vlm4vla.weights import from_scratch
 
 QWEN = ("tiny-qwen2.5vl-3b", "tiny-qwen3vl-2b", "tiny-qwen3vl-30b-a3b")
 
@@ -98,8 +104,6 @@ def test_paligemma_mask_is_a_bidirectional_image_and_causal_text(name: str) -> N
 
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_paligemmas_other_masks_differ(mask: str) -> None:
-    import dataclasses
-
     policy = shared("tiny-paligemma-1")
     inputs = batch(policy)
     with torch.no_grad():
@@ -192,3 +196,32 @@ def test_image_tokens_per_resolution(name: str, tokens: dict[int, int]) -> None:
     family = family_of(row)
     found = {px: family.image_tokens(row, family.input_px(row, px, PAPER)) for px in tokens}
     assert found == tokens
+
+
+@pytest.mark.parametrize("name", ["qwen2.5vl-3b", "qwen3vl-2b"])
+def test_the_full_path_runs_at_small_width(name: str) -> None:
+    """Real vocabulary, patches, frames and resolutions; only widths and depths are cut."""
+    small = {
+        "text_config": {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1},
+        "vision_config": {"hidden_size": 64, "intermediate_size": 64, "depth": 2},
+    }
+    small["text_config"] |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64}
+    rope = {"rope_type": "default", "mrope_section": [16, 8, 8], "rope_theta": 1e6}
+    small["text_config"]["rope_parameters"] = rope
+    small["vision_config"] |= {"num_heads": 2, "out_hidden_size": 64}
+    if name.startswith("qwen3"):
+        small["vision_config"]["deepstack_visual_indexes"] = [0]
+    row = backbone(name)
+    row = dataclasses.replace(row, config=merged(row.config, small))
+    for image_px, tokens in (
+        (224, sizes.image_tokens(row, 224)),
+        (512, sizes.image_tokens(row, 512)),
+    ):
+        policy = ActionQueryPolicy(
+            row, from_scratch(row), qwen_tokenizer(), PAPER, chunk=10, image_px=image_px
+        )
+        inputs = policy.prepare(images(2, 256), TEXTS[:2])
+        assert inputs["image_mask"].sum(1).tolist() == [tokens] * 2
+        pose, gripper = policy(inputs)
+        assert (pose.shape, gripper.shape) == ((2, 10, 6), (2, 10))
+        assert torch.isfinite(pose).all()

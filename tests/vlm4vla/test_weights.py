@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.vlm4vla.policy_helpers import ARCHITECTURES, TEXTS, UNTIED, fresh, images
+from tests.vlm4vla.policy_helpers import ARCHITECTURES, TEXTS, UNTIED, fresh, images, targets
 from vlm4vla import weights as stored
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.policies import ActionQueryPolicy, build_policy
@@ -84,6 +84,22 @@ def test_keys_that_do_not_match_are_named(tmp_path: Path) -> None:
         build_policy(Run("tiny-kosmos-2", "tabletop"), 4, weights=file)
     with pytest.raises(ValueError, match=r"head.arm.0.bias is \[3\], should be \[128\]"):
         build_policy(Run("tiny-kosmos-2", "tabletop"), 4, weights=file)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sixteen_bits_keep_the_positions_exact(name: str) -> None:
+    """Frequencies stay fp32 in a bf16 model, and its policy trains and acts."""
+    run = Run(name, "tabletop", init="scratch")
+    policy = build_policy(run, 4, dtype=torch.bfloat16)
+    exact = fresh(name)
+    for (n, b), c in zip(policy.vlm.named_buffers(), exact.vlm.buffers(), strict=True):
+        if n.endswith("inv_freq"):
+            assert torch.equal(b, c), n
+    assert policy.vlm.dtype == torch.bfloat16
+    loss, _ = policy.loss(policy.prepare(images(2), TEXTS[:2]), *targets(2))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert outputs(policy).shape == (2, 4, 7)
 
 
 RELEASED = {

@@ -17,6 +17,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlm4vla.backbones import Backbone
     from vlm4vla.recipe import Recipe
 
@@ -50,7 +52,7 @@ class Family(ABC):
     pad_token: ClassVar[str]
 
     @abstractmethod
-    def build(self, row: Backbone) -> nn.Module:
+    def build(self, row: Backbone) -> PreTrainedModel:
         """A randomly initialised transformers model of the row's full config."""
 
     @abstractmethod

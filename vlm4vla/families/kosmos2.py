@@ -13,6 +13,8 @@ from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlm4vla.backbones import Backbone
     from vlm4vla.recipe import Recipe
 
@@ -24,7 +26,7 @@ class Kosmos2(Family):
     def model_class(self, row: Backbone) -> Any:
         return Kosmos2ForConditionalGeneration
 
-    def build(self, row: Backbone) -> nn.Module:
+    def build(self, row: Backbone) -> PreTrainedModel:
         return Kosmos2ForConditionalGeneration(Kosmos2Config(**row.config))
 
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:

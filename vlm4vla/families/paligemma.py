@@ -13,6 +13,8 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlm4vla.backbones import Backbone
     from vlm4vla.recipe import Recipe
 
@@ -24,7 +26,7 @@ class PaliGemma(Family):
     def model_class(self, row: Backbone) -> Any:
         return PaliGemmaForConditionalGeneration
 
-    def build(self, row: Backbone) -> nn.Module:
+    def build(self, row: Backbone) -> PreTrainedModel:
         return PaliGemmaForConditionalGeneration(PaliGemmaConfig(**row.config))
 
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:

@@ -24,6 +24,8 @@ from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, ti
 from vlm4vla.families.packed_attention import use_packed_attention, vision_plan
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlm4vla.backbones import Backbone
     from vlm4vla.recipe import Recipe
 
@@ -45,7 +47,7 @@ class QwenVL(Family):
     def model_class(self, row: Backbone) -> Any:
         return CLASSES[row.architecture][1]
 
-    def build(self, row: Backbone) -> nn.Module:
+    def build(self, row: Backbone) -> PreTrainedModel:
         config_class, model_class = CLASSES[row.architecture]
         return model_class(config_class(**row.config))
 

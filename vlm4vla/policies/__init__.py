@@ -40,8 +40,10 @@ def build_policy(
     row = backbone(run.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        if run.init == "scratch" or weights is not None:
-            vlm = stored.from_scratch(row).to(dtype)
+        if weights is not None:
+            vlm = stored.unfilled(row, dtype)
+        elif run.init == "scratch":
+            vlm = stored.from_scratch(row, dtype)
         else:
             vlm = stored.pretrained(row, source, dtype)
         policy = POLICIES[run.policy](

@@ -157,7 +157,8 @@ class ActionQueryPolicy(nn.Module):
         actions: normalised, the gripper at -1 / +1 in the sign of `action_spec`.
         mask: 1 for real steps of the chunk, 0 for padding past an episode's end.
         """
-        pose, gripper = self(inputs)
+        # In fp32 whatever the model's precision: 16 bits round small errors away.
+        pose, gripper = (output.float() for output in self(inputs))
         actions, mask = actions.to(pose), mask.to(pose)
         return action_loss(pose, gripper, actions, mask, self._closing_sign, self.recipe)
 
