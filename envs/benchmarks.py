@@ -25,6 +25,7 @@ def benchmark(name: str) -> Benchmark:
 WRONG_INSTRUCTIONS: Dict[str, Callable[[str, int], str]] = {
     "tabletop": tabletop.wrong_instruction,
     "libero": libero.wrong_instruction,
+    "simpler": simpler.wrong_instruction,
 }
 """simulator -> (task, initial state) -> a plausible instruction for something else."""
 

@@ -47,11 +47,24 @@ BENCHMARKS: Dict[str, Benchmark] = {
         dataset="bridge_orig",
     )
 }
+INSTRUCTIONS: Dict[str, str] = {
+    "widowx_carrot_on_plate": "put carrot on plate",
+    LONG_TASK: "put eggplant into yellow basket",
+    "widowx_spoon_on_towel": "put the spoon on the towel",
+    "widowx_stack_cube": "stack the green block on the yellow block",
+}
+"""As the simulator says them."""
 OFFICIAL: Mapping[str, Any] = {
     "success_rule": "last_step",
     "simulator_args": {"gripper": "two_consecutive"},
 }
 """What the released evaluator has otherwise; fields for `dataclasses.replace` of the row."""
+
+
+def wrong_instruction(task: str, initial_state: int) -> str:
+    """The instruction of another of the four tasks."""
+    tasks = list(INSTRUCTIONS)
+    return INSTRUCTIONS[tasks[(tasks.index(task) + 1 + initial_state % 3) % 4]]
 
 
 def axis_angle(euler: np.ndarray) -> np.ndarray:

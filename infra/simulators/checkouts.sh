@@ -4,7 +4,7 @@
 #
 # Reads lines "# checkout: URL COMMIT", leaves each in HOME/src/NAME at that commit, and makes
 # the PACKAGE_ROOTs (names of checkouts) importable. SRC, when not empty, is a folder that
-# already has them: as SRC/NAME, or SRC itself when it is called NAME.
+# already has them: as SRC/NAME, as SRC itself when it is called NAME, or beside SRC.
 set -euo pipefail
 home=$1 src=$2 requirements=$3
 shift 3
@@ -16,6 +16,7 @@ origin() { # URL NAME
     [ -n "$src" ] || { echo "$1"; return; }
     [ -d "$src/$2" ] && [ -n "$(ls -A "$src/$2")" ] && { echo "$src/$2"; return; }
     [ "$(basename "$src")" = "$2" ] && { echo "$src"; return; }
+    [ -d "$(dirname "$src")/$2" ] && { echo "$(dirname "$src")/$2"; return; }
     echo "SRC=$src has no checkout called $2: git clone $1 $src/$2" >&2
     return 1
 }

@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs.simpler import BENCHMARKS, LONG_TASK, OFFICIAL, Gripper, Simpler, axis_angle
+from envs.simpler import (
+    BENCHMARKS,
+    INSTRUCTIONS,
+    LONG_TASK,
+    OFFICIAL,
+    Gripper,
+    Simpler,
+    axis_angle,
+    wrong_instruction,
+)
 from envs.simpler_scene import _displaced
 
 ROW = BENCHMARKS["simpler"]
@@ -173,6 +182,11 @@ def test_what_it_cannot_do_is_an_error():
         simpler(row=dataclasses.replace(ROW, success_rule="sometimes"))
     with pytest.raises(ValueError, match="gripper rule 'sticky'"):
         simpler(row=dataclasses.replace(ROW, simulator_args={"gripper": "sticky"}))
+
+
+def test_a_wrong_instruction_is_another_tasks():
+    for task, own in INSTRUCTIONS.items():
+        assert {wrong_instruction(task, i) for i in range(3)} == {*INSTRUCTIONS.values()} - {own}
 
 
 def test_variations_move_only_the_object_to_be_moved():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.process import SimulatorMissing, SimulatorProcess, interpreter_for
-from envs.simpler import BENCHMARKS
+from envs.simpler import BENCHMARKS, INSTRUCTIONS
 
 try:
     interpreter_for("simpler")
@@ -55,7 +55,7 @@ def first(simulator):
 def test_the_frame_is_a_picture_and_the_instruction_the_tasks(simulator, first):
     image = np.frombuffer(first[0][0], np.uint8).reshape(224, 224, 3)
     assert image.std() > 20
-    assert first[0][2] == "put carrot on plate"
+    assert first[0][2] == INSTRUCTIONS[CARROT]
 
 
 def test_frames_at_replans_equal_those_of_every_step(simulator, first):
