@@ -99,6 +99,7 @@ class Libero:
         self.official = args.get("seeding", "episode") == "once"
         self.suite = libero_install.suite(args["suite"])
         self.indices = {task.name: i for i, task in enumerate(self.suite.tasks)}
+        self.episodes_per_process = libero_install.episodes_per_process()
         self.task: Optional[str] = None
         self.scene: Optional[Scene] = None
         self._renderer = ""

@@ -131,6 +131,11 @@ def versions() -> Dict[str, str]:
     return found
 
 
+def episodes_per_process() -> Optional[int]:
+    """None: any number. MuJoCo 2 repeats an episode exactly only in a fresh process."""
+    return 1 if importlib.metadata.version("mujoco").startswith("2.") else None
+
+
 def renderer() -> str:
     """Vendor and name of the OpenGL driver behind the current context."""
     from OpenGL import GL

@@ -23,7 +23,14 @@ from envs.api import (
 from envs.child import Child, SimulatorDied, SimulatorMissing
 from envs.wire import Message
 
-__all__ = ["SimulatorDied", "SimulatorMissing", "SimulatorProcess", "home", "interpreter_for"]
+__all__ = [
+    "SimulatorDied",
+    "SimulatorMissing",
+    "SimulatorProcess",
+    "home",
+    "interpreter_for",
+    "on_device",
+]
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +61,18 @@ def interpreter_for(simulator: str) -> str:
     return path
 
 
+def on_device(index: int) -> Dict[str, str]:
+    """The `env` that puts a child's rendering on one GPU, whatever its simulator renders with."""
+    names = ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID", "EGL_VISIBLE_DEVICES")
+    return {name: str(index) for name in names}
+
+
 class SimulatorProcess:
     """One simulator child, (re)started when needed. Use each object from one thread at a time.
 
     Every failure of the child (crash, exception, silence past a deadline) kills it and raises
-    SimulatorDied; the next `reset` starts a new one.
+    SimulatorDied; the next `reset` starts a new one. `env` is added to the child's environment,
+    such as `on_device(1)`.
     """
 
     def __init__(

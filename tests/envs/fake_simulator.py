@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -41,7 +42,7 @@ class Fake:
     """Counts steps into its image; the other tasks fail in the way they are named."""
 
     def __init__(self, benchmark: Benchmark) -> None:
-        assert benchmark == ROW
+        assert dataclasses.replace(benchmark, tasks=TASKS) == ROW
         self.benchmark = benchmark
 
     def reset(self, task, initial_state, seed, record):

@@ -1,0 +1,63 @@
+"""What preflight says about simulators that work, fail, or are not there."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from envs import preflight
+from envs.__main__ import main
+from envs.benchmarks import benchmark
+from tests.envs.fake_simulator import ROW
+
+
+def test_the_tabletop_works():
+    check = preflight.check(benchmark("tabletop"))
+    assert check.problem is None
+    assert {"start", "speed", "memory"} < set(check.facts)
+    assert preflight.report(check)[0] == "tabletop: works"
+
+
+def test_a_failing_simulator_is_explained_with_advice():
+    row = dataclasses.replace(ROW, tasks=("exit in reset",))
+    check = preflight.check(row)
+    assert "exit code" in check.problem
+    assert check.advice
+
+
+def test_a_missing_simulator_says_how_to_build_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VLA_HOME", str(tmp_path))
+    monkeypatch.delenv("VLA_LIBERO_PYTHON", raising=False)
+    assert main(["preflight", "libero"]) == 1
+    assert capsys.readouterr().out == "libero: not installed (make libero)\n"
+
+
+def test_an_unknown_simulator_names_the_closest(capsys):
+    with pytest.raises(SystemExit):
+        main(["preflight", "libreo"])
+    assert "Did you mean 'libero'" in capsys.readouterr().err
+
+
+def test_blank_and_noisy_frames_are_told_from_pictures():
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = np.stack([np.tile(ramp, (64, 1)), np.tile(ramp, (64, 1)).T, np.full((64, 64), 9)], -1)
+    assert preflight.frame_problem(picture.astype(np.uint8)) is None
+    assert "blank" in preflight.frame_problem(np.full((64, 64, 3), 40, np.uint8))
+    assert "noise" in preflight.frame_problem(rng.integers(0, 256, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("problem", "advice"),
+    [
+        ("ImportError: Cannot initialize a EGL device display", "libegl1"),
+        ("OSError: libOSMesa.so.8: cannot open", "libosmesa6"),
+        ("RuntimeError: vk::PhysicalDevice::createDevice: ErrorExtension", "Vulkan driver"),
+        ("FileNotFoundError: LIBERO's assets are not in /x", "run `make libero` again"),
+        ("ModuleNotFoundError: No module named 'robosuite'", "run `make libero` again"),
+        ("took longer than 300 s for 'reset' and was killed", "hangs"),
+        ("ended during 'execute' with signal SIGKILL", "memory"),
+    ],
+)
+def test_advice_fits_the_problem(problem, advice):
+    assert advice in preflight.advice_for(problem, "libero")
