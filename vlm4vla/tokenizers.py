@@ -29,7 +29,7 @@ _WORDS = """
     reach push pick up put place grasp move lift the a block cube red green blue yellow tray into
     in on away from to of left right above below near is there where what which how many colour
     color yes no none gripper open closed and it at system user assistant you are helpful action
-    should robotic arm take question answer
+    should robotic arm take question answer seen high
 """
 TINY_WORDS = tuple(_WORDS.split())
 TINY_CHARACTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,?!:;'-")

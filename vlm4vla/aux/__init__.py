@@ -1,0 +1,1 @@
+"""Auxiliary stages: what a backbone learns before it becomes a policy."""
