@@ -10,7 +10,8 @@ from typing import Iterator
 
 import numpy as np
 
-from envs.experts.libero_geometry import DOWN, Geometry, grasp_of, narrow_axis, unit
+from envs.experts.libero_geometry import DOWN, Geometry, narrow_axis, unit
+from envs.experts.libero_grasps import HAND, grasp_of, roomiest_fingers
 
 OPEN, CLOSED = -1.0, 1.0
 CLEARANCE = 0.10
@@ -59,10 +60,10 @@ def put(geometry: Geometry, attempt: int, name: str, target: str) -> Skill:
     grip, fingers, _ = geometry.gripper()
     if grip[2] - geometry.object_points(name)[:, 2].max() > 0.03:
         return  # nothing in the hand: the next attempt plans anew
-    over = place - hanging(geometry, name)
-    over[2] = max(over[2] + 0.03, grip[2])
-    below = hanging(geometry, name)[2]
-    over[2] = max(over[2], geometry.highest_between(name, grip, over) - below + 0.03)
+    held = hanging(geometry, name)
+    over = place - held
+    tallest = geometry.highest_between(name, grip, over, HAND[0])
+    over[2] = max(over[2] + 0.03, grip[2], tallest - held[2] + 0.03)
     yield Waypoint(np.array([*grip[:2], over[2]]), fingers, CLOSED)
     yield Waypoint(over, fingers, CLOSED, speed=0.5)
     goal = place - hanging(geometry, name)  # it may have turned or slipped on the way
@@ -84,7 +85,7 @@ def drag(geometry: Geometry, name: str, place: np.ndarray) -> Skill:
     """Press the fingertips onto something flat and wide, and move it along the table."""
     top = geometry.object_points(name)[:, 2].max()
     onto = np.array([*geometry.origin(name)[:2], top + 0.03])
-    fingers = geometry.roomiest_fingers(name, onto)
+    fingers = roomiest_fingers(geometry, name, onto)
     yield Waypoint(onto + [0, 0, CLEARANCE], fingers, CLOSED)
     yield Waypoint(onto, fingers, CLOSED)
     yield Waypoint(onto - [0, 0, PRESS], fingers, CLOSED)
@@ -179,7 +180,7 @@ def _push_drawer(geometry: Geometry, region: str) -> Skill:
     slide = geometry.drawer(region)
     approach = unit(DOWN - LEANING * slide.pull)
     across = unit(np.cross(slide.pull, approach))
-    front = slide.handle + slide.pull * LEAD
+    front = slide.handle + slide.pull * 0.06
     yield Waypoint(front + [0, 0, CLEARANCE * 2], across, CLOSED, approach)
     yield Waypoint(front, across, CLOSED, approach)
     yield Waypoint(slide.handle - slide.pull * (slide.open_by + 0.03), across, CLOSED, approach)
