@@ -7,8 +7,8 @@ autograd kept, and how much the resident set's peak grew over the forward pass.
 from __future__ import annotations
 
 import json
-import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,8 +16,14 @@ from tests.vlm4vla.policy_helpers import fresh, images, targets
 from vlm4vla.activations import saved_bytes
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(field: str) -> int:
+    """Bytes resident now ("VmRSS") or at the peak since the last reset ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def bytes_of(tensors: list[torch.Tensor]) -> int:
@@ -34,9 +40,10 @@ def measure(name: str, batch: int) -> dict[str, int]:
     policy.loss(policy.prepare(images(2), texts[:2]), *targets(2, 10))[0].backward()
     optimiser.step()
     state = [t for s in optimiser.state.values() for t in s.values() if t.ndim]
-    before = peak()
+    before = resident("VmRSS")
+    reset_peak()
     loss, _ = policy.loss(inputs, actions, mask)
-    grown = peak() - before
+    grown = resident("VmHWM") - before
     kept = saved_bytes(lambda: policy.loss(inputs, actions, mask), list(policy.parameters()))
     return {
         "weights": bytes_of(list(policy.parameters())),
