@@ -70,6 +70,8 @@ class TrainingRecipe:
     """Steps of linear warm-up."""
     schedule: str = "constant"
     """Learning rate after the warm-up: `constant`, or `cosine` down to 5% at the last step."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `vlm4vla.recipe.Recipe` that this benchmark sets in place of the profile's."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,17 @@ class Benchmark:
     recipe: TrainingRecipe
     dataset: str
     success_rule: str = "any_step"
+    demonstrations: Mapping[str, int] = field(default_factory=lambda: {"*": 50})
+    """Expert episodes to try per task when demonstrations are collected here."""
     demonstrations_from: int = 1_000_000
     """Initial states from here on are sampled for demonstrations and never evaluated."""
     simulator_args: Mapping[str, Any] = field(default_factory=dict)
 
     def step_limit(self, task: str) -> int:
         return self.step_limits.get(task, self.step_limits.get("*", 0))
+
+    def demonstrations_of(self, task: str) -> int:
+        return self.demonstrations.get(task, self.demonstrations.get("*", 0))
 
     def choose_tasks(self, names: Optional[Sequence[str]]) -> Tuple[str, ...]:
         """Some of the tasks, by name or by number; all of them for None."""

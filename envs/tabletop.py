@@ -73,16 +73,26 @@ BENCHMARKS: Dict[str, Benchmark] = {
             translation_scale=STEP, rotation="euler", rotation_scale=0.5, gripper_close=1
         ),
         recipe=TrainingRecipe(
-            steps=1200,
+            steps=1500,
             batch=64,
             lr=2e-3,
-            checkpoints=(1200,),
+            checkpoints=(1500,),
             normalisation="identity",
             augmentation="mirror",
             warmup=50,
             schedule="cosine",
+            # What lets models of 300k parameters learn in a minute; measured in README.
+            overrides={
+                "huber_delta": 0.5,
+                "pose_weight": 5.0,
+                "gripper_weight": 0.1,
+                "clip_norm": 1.0,
+                "query_from_prompt": True,
+            },
         ),
         dataset="tabletop",
+        # Learning which word means which block is the slow part, and reaching shows it best.
+        demonstrations={"reach": 600, "*": 120},
     )
 }
 

@@ -9,7 +9,7 @@ Every stage looks in the store first: run it again to continue, or to read the t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from vla_platform import cli
@@ -18,6 +18,7 @@ from vla_platform.demos import Demonstrations
 from vla_platform.sweep import Science, Sweep, Training, Trials
 from vla_platform.tables import rows_of, score_table
 
+from envs.api import Benchmark
 from envs.benchmarks import benchmark, wrong_instruction
 from vlm4vla.analysis import wilson
 from vlm4vla.backbones import backbone, full_rows
@@ -33,15 +34,12 @@ class Preset:
 
     backbones: tuple[str, ...]
     benchmark: str
-    demonstrations: int
     untrained: bool
 
 
 PRESETS = {
-    "laptop": Preset(
-        ("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop", 400, True
-    ),
-    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10", 50, False),
+    "laptop": Preset(("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop", True),
+    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10", False),
 }
 SCIENCE = Science(train, load_policy, encode_shard, build_manifest)
 
@@ -72,10 +70,7 @@ def main() -> int:
     tasks = row.choose_tasks(args.tasks)
     names = [backbone(name).name for name in args.backbones or preset.backbones]
     store = cli.ready_store(args.store)
-    runs = [training(args, name, row, cluster, preset.untrained) for name in names]
-    demonstrations = Demonstrations(
-        tasks, args.demonstrations or preset.demonstrations, row.demonstrations_from
-    )
+    demonstrations = Demonstrations.of(row, tasks, args.demonstrations)
     trials = Trials(
         tasks,
         args.trials or row.trials,
@@ -84,6 +79,8 @@ def main() -> int:
         args.videos,
     )
     with Sweep(store, row, cluster, SCIENCE, partial(print, flush=True)) as sweep:
+        dataset = demonstrations.id(row, sweep.fingerprint)
+        runs = [training(args, name, row, dataset, cluster, preset.untrained) for name in names]
         report = sweep.run(runs, demonstrations, trials)
     rows = rows_of(sweep.ledger, report.results, wilson)
     cli.write_json(args.json, rows)
@@ -98,9 +95,16 @@ def main() -> int:
     return 1 if report.errors else 0
 
 
-def training(args, name: str, row, cluster: Cluster, untrained: bool) -> Training:  # noqa: ANN001
-    wanted = Run(name, row.name, init=args.init, lr=args.lr, steps=args.steps, batch=args.batch)
-    run = replace(wanted, seed=args.seed).resolved(row.recipe)
+def training(
+    args: cli.argparse.Namespace,
+    name: str,
+    row: Benchmark,
+    dataset: str,
+    cluster: Cluster,
+    untrained: bool,
+) -> Training:
+    chosen = {field: getattr(args, field) for field in ("init", "lr", "steps", "batch", "seed")}
+    run = Run(name, row.name, dataset=dataset, **chosen).resolved(row.recipe)
     engine = Engine(cluster.zero, cluster.precision, cluster.micro_batch, cluster.threads)
     return Training(name, run.id(row), run.steps, partial(make_job, run, row, engine, untrained))
 

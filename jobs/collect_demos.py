@@ -20,19 +20,14 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="names or numbers; all if absent"
     )
-    parser.add_argument("--demonstrations", type=cli.positive, default=50, help="tries per task")
+    parser.add_argument("--demonstrations", type=cli.positive, help="tries per task")
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
     row = benchmark(args.benchmark)
-    wanted = Demonstrations(
-        row.choose_tasks(args.tasks),
-        args.demonstrations,
-        row.demonstrations_from,
-        args.seed,
-    )
+    wanted = Demonstrations.of(row, row.choose_tasks(args.tasks), args.demonstrations, args.seed)
     store = cli.ready_store(args.store)
     dataset = wanted.id(row, evaluation.environment(Ledger(store), row))
     if not artifacts.dataset_exists(store, dataset):

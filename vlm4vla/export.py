@@ -21,7 +21,9 @@ def save_policy(policy: ActionQueryPolicy, run: Run, benchmark: Benchmark, folde
     """Write weights (every key, tied ones too) and what is needed to use them."""
     state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
     # safetensors refuses tensors that share memory, so tied weights get copies of their own.
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS
+    )
     normaliser = policy.normaliser
     description = {
         "run": dataclasses.asdict(run),

@@ -32,6 +32,9 @@ class Recipe:
     follows the prompt."""
     query_std: float
     """Spread of the query's initial values. Code: zeros; the text only says "learnable"."""
+    query_from_prompt: bool
+    """The query starts as the token after which the backbone answers questions, rather than
+    from noise. Ours, for tiny models only; neither text nor code."""
     image_attention: str
     """PaliGemma's mask: "prefix" (text, A.2.3: image bidirectional, text causal) or "causal"
     (code under flash-attention-2) or "full" (code under SDPA without labels)."""
@@ -44,6 +47,9 @@ class Recipe:
     # -- data
     rescale_after_quantiles: bool
     """Bridge and LIBERO. Code: after q01/q99 normalisation, clip to 0.65 and rescale again."""
+    rlds_augmentation: str | None
+    """Bridge and LIBERO. Code: "crop+colour" (`vlm4vla.data.augment`); the text names none, so
+    the benchmark's row decides (None)."""
     calvin_clip: float
     """CALVIN's relative actions are clipped to this and rescaled to [-1, 1]; code only."""
 
@@ -93,10 +99,12 @@ PAPER = Recipe(
     gripper_weight=1.0,
     query_after_padding=False,
     query_std=0.02,
+    query_from_prompt=False,
     image_attention="prefix",
     kosmos_image_first=False,
     qwen_min_pixels=None,
     rescale_after_quantiles=False,
+    rlds_augmentation=None,
     calvin_clip=0.65,
     weight_decay=0.0,
     betas=(0.9, 0.999),
@@ -121,10 +129,12 @@ OFFICIAL = Recipe(
     gripper_weight=0.01,
     query_after_padding=True,
     query_std=0.0,
+    query_from_prompt=False,
     image_attention="causal",
     kosmos_image_first=True,
     qwen_min_pixels=28 * 28 * 256,
     rescale_after_quantiles=True,
+    rlds_augmentation="crop+colour",
     calvin_clip=0.65,
     weight_decay=0.0,
     betas=(0.9, 0.999),

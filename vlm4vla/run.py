@@ -21,12 +21,14 @@ PROMPTS = ("native", "short")
 class Run:
     """One training. `None` means "as the benchmark's recipe says"; `resolved` fills it in.
 
+    dataset: id of prepared demonstrations, None for the benchmark's published ones.
     freeze: groups that get no gradient (Table 3). init: Table 8. prompt: Table 6.
     image_px: Table 7. aux: id of the auxiliary stage the backbone starts from (Table 10).
     """
 
     backbone: str
     benchmark: str
+    dataset: str | None = None
     policy: str = "action_query"
     aux: str | None = None
     freeze: tuple[str, ...] = ()
@@ -63,5 +65,10 @@ class Run:
         """16 hex digits of the resolved run: an explicit default *is* the default run."""
         if benchmark.name != self.benchmark:
             raise ValueError(f"run is on {self.benchmark!r}, not on {benchmark.name!r}")
-        fields = dataclasses.asdict(self.resolved(benchmark.recipe))
+        resolved = self.resolved(benchmark.recipe)
+        # The run's own steps, batch and lr stand for the recipe's; checkpoints change no weight.
+        recipe = dataclasses.asdict(
+            dataclasses.replace(benchmark.recipe, steps=0, batch=0, lr=0.0, checkpoints=())
+        )
+        fields = {**dataclasses.asdict(resolved), "chunk": benchmark.chunk, "recipe": recipe}
         return stable_hash({"schema": SCHEMA, **fields})[:16]

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from envs.api import Benchmark
-from vlm4vla.data import augment
+from vlm4vla.data import augment, profiles
 from vlm4vla.data.dataset import Dataset
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.data.order import batch_at, generator_at, share
@@ -66,7 +66,12 @@ class TrainJob:
 
 
 def make_job(
-    run: Run, benchmark: Benchmark, engine: Engine, keep_untrained: bool, dataset: Path, scratch: Path
+    run: Run,
+    benchmark: Benchmark,
+    engine: Engine,
+    keep_untrained: bool,
+    dataset: Path,
+    scratch: Path,
 ) -> TrainJob:
     """A job from what is known when it is planned and what a worker adds: its folders."""
     return TrainJob(
@@ -155,12 +160,16 @@ class _Trainer:
         self.steps, self.batch = _required(job.run.steps), _required(job.run.batch)
         torch.manual_seed(job.run.seed)
         self.policy = build_policy(
-            job.run, job.benchmark.chunk, action_spec=job.benchmark.action_spec
+            job.run,
+            job.benchmark.chunk,
+            overrides=job.benchmark.recipe.overrides,
+            action_spec=job.benchmark.action_spec,
         )
         px = self.policy.input_px(job.run.image_px)
         self.data = Dataset(job.dataset, px, self.policy.resize)
         self.normaliser = Normaliser(
-            job.benchmark.recipe.normalisation, self.data.manifest.statistics
+            profiles.normalisation(job.benchmark.recipe, job.run.profile),
+            self.data.manifest.statistics,
         )
         self.policy.normaliser = self.normaliser
         self.engine = self._engine()
@@ -168,13 +177,19 @@ class _Trainer:
 
     def _engine(self) -> Any:
         parameters = list(self.policy.optimised_parameters())
-        optimiser = torch.optim.AdamW(parameters, lr=_required(self.run.lr), weight_decay=0.0)
+        recipe = self.policy.recipe
+        optimiser = torch.optim.AdamW(
+            parameters,
+            lr=_required(self.run.lr),
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
         engine, *_ = deepspeed.initialize(
             model=_Loss(self.policy),
             optimizer=optimiser,
             model_parameters=parameters,
-            config=deepspeed_config(self.job.engine, self.batch, self.workers),
+            config=deepspeed_config(self.job.engine, self.batch, self.workers, recipe.clip_norm),
         )
         return engine
 
@@ -249,7 +264,7 @@ class _Trainer:
         self, step: int, slot: int, indices: np.ndarray, chunks: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         rng = generator_at(self.run.seed, step, slot)
-        name = self.job.benchmark.recipe.augmentation
+        name = profiles.augmentation(self.job.benchmark.recipe, self.run.profile)
         return augment.apply(name, self.data.images[indices[slot]], chunks[slot], rng)
 
     def _one(self, step: int, batch: Sequence[_Batch]) -> dict[str, float]:
@@ -309,7 +324,9 @@ def learning_rate(job: TrainJob, step: int) -> float:
     return lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def deepspeed_config(engine: Engine, batch: int, workers: int) -> dict[str, Any]:
+def deepspeed_config(
+    engine: Engine, batch: int, workers: int, clip_norm: float | None = None
+) -> dict[str, Any]:
     """DeepSpeed's configuration; ValueError when workers cannot share the batch evenly."""
     if batch % workers:
         raise ValueError(f"a global batch of {batch} does not divide among {workers} workers")
@@ -320,9 +337,9 @@ def deepspeed_config(engine: Engine, batch: int, workers: int) -> dict[str, Any]
         "gradient_accumulation_steps": batch // workers // micro,
         "zero_optimization": {"stage": engine.zero},
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": clip_norm or 0.0,
         "bf16": {"enabled": engine.precision == "bf16"},
         "fp16": {"enabled": engine.precision == "fp16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-

@@ -29,19 +29,27 @@ Finish = Callable[[str, str, Iterable[tuple[str, bytes]]], Any]
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Which expert episodes make the dataset: `each` per task, from initial state `first` on."""
+    """Which expert episodes make a dataset: (task, how many), from initial state `first` on."""
 
-    tasks: tuple[str, ...]
-    each: int
+    counts: tuple[tuple[str, int], ...]
     first: int
     seed: int = 0
 
+    @staticmethod
+    def of(
+        row: Benchmark, tasks: Sequence[str], each: int | None = None, seed: int = 0
+    ) -> Demonstrations:
+        """`each` per task, or as many as the benchmark's row says."""
+        counts = tuple((task, each or row.demonstrations_of(task)) for task in tasks)
+        return Demonstrations(counts, row.demonstrations_from, seed)
+
     def plan(self) -> list[tuple[str, int]]:
-        """(task, initial state) of every demonstration to try."""
-        return [(task, self.first + i) for i in range(self.each) for task in self.tasks]
+        """(task, initial state) of every demonstration to try, the tasks mixed."""
+        most = max(count for _, count in self.counts)
+        return [(task, self.first + i) for i in range(most) for task, n in self.counts if i < n]
 
     def id(self, benchmark: Benchmark, fingerprint: str) -> str:
-        plan = [self.tasks, self.each, self.first, self.seed]
+        plan = [self.counts, self.first, self.seed]
         return f"{benchmark.name}-{stable_hash([plan, fingerprint])[:12]}"
 
 

@@ -61,9 +61,7 @@ def test_a_second_sweep_reads_what_the_first_did(tmp_path):
         (["--benchmark", "libero_object"], "make libero"),
     ],
 )
-def test_bad_input_is_one_sentence_before_any_work(
-    tmp_path, monkeypatch, capsys, arguments, said
-):
+def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys, arguments, said):
     base = [] if "--store" in arguments else ["--store", str(tmp_path / "store")]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "anything")

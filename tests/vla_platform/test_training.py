@@ -38,7 +38,7 @@ def dying_train(marker: Path, job, sink):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, ray_cluster):
     store = open_store(str(tmp_path_factory.mktemp("training") / "store"))
-    wanted = Demonstrations(("reach",), 6, tabletop.DEMONSTRATIONS_FROM)
+    wanted = Demonstrations((("reach", 6),), tabletop.DEMONSTRATIONS_FROM)
     shown = []
     manifest = collect(
         store, "toy", ROW, wanted, encode_shard, build_manifest, lambda *n: shown.append(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ def build_policy(
     normaliser: Normaliser | None = None,
     weights: str | Path | None = None,
     *,
+    overrides: Mapping[str, Any] | None = None,
     action_spec: ActionSpec | None = None,
     source: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ActionQueryPolicy:
     """The policy of a run, frozen as the run says; random parts are seeded by `run.seed`.
 
+    overrides: fields of the profile's Recipe that the benchmark sets otherwise.
     weights: a safetensors file of a whole trained policy (no backbone weights are read then).
     source: a local folder of the backbone's weights and tokenizer, instead of the hub.
     """
@@ -50,7 +53,7 @@ def build_policy(
             row,
             vlm,
             tokenizer_of(row, source),
-            RECIPES[run.profile],
+            dataclasses.replace(RECIPES[run.profile], **(overrides or {})),
             chunk,
             prompt=run.prompt,
             image_px=run.image_px,

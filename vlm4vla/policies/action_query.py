@@ -74,6 +74,15 @@ class ActionQueryPolicy(nn.Module):
         self.prompter = Prompter(self.family, tokenizer, template, tokens, context)
         question = self.family.question_template(recipe)
         self.questioner = Prompter(self.family, tokenizer, question, tokens, context)
+        if recipe.query_from_prompt:
+            self._query_from_prompt()
+
+    @torch.no_grad()
+    def _query_from_prompt(self) -> None:
+        last = self.questioner.tokens("")[-1]
+        embedding = self.family.embedding(self.vlm)
+        assert isinstance(embedding, nn.Embedding)
+        self.query.copy_(embedding.weight[last])
 
     def input_px(self, image_px: int) -> int:
         """Side of the image the model sees; images of that size are never resized."""

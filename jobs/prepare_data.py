@@ -1,0 +1,78 @@
+"""Prepare published demonstrations for training: any format to shards in the store.
+
+.venv/bin/python jobs/prepare_data.py calvin /data/task_ABC_D
+.venv/bin/python jobs/prepare_data.py libero /data/libero_10 --no-noops --name libero_10_no_noops
+.venv/bin/python jobs/prepare_data.py rlds /data/bridge_orig/1.0.0 --image jpeg --skip-bad
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_platform import artifacts, cli, prepare, session
+from vla_platform.progress import Meter
+from vla_platform.store import Store
+
+from vlm4vla.data.dataset import ENCODINGS, Manifest
+from vlm4vla.data.prepare import FORMATS, GRIPPERS, Options, Preparation, open_source
+
+
+def arguments() -> cli.argparse.Namespace:
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("format", help=", ".join(FORMATS))
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or a folder")
+    parser.add_argument("--name", help="the dataset's name; the format if absent")
+    parser.add_argument("--px", type=cli.positive, default=224, help="side of the stored frames")
+    parser.add_argument("--image", choices=ENCODINGS, default="png", help="png is exact")
+    parser.add_argument("--per-shard", type=cli.positive, default=16, help="episodes in a shard")
+    parser.add_argument("--split", help="of calvin and rlds: training, validation, train, …")
+    parser.add_argument("--camera", help="of lerobot: which feature; the first if absent")
+    parser.add_argument("--layout", help="of rlds: bridge or libero; by its name if absent")
+    parser.add_argument("--no-noops", action="store_true", help="of libero: drop idle steps")
+    parser.add_argument("--rotate", action="store_true", help="turn frames by 180 degrees")
+    parser.add_argument("--gripper", choices=GRIPPERS, default="same", help="what it means there")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad episodes out, list them")
+    return parser.parse_args()
+
+
+def preparation(args: cli.argparse.Namespace) -> Preparation:
+    options = Options(args.split, args.camera, args.layout, args.no_noops)
+    return Preparation(
+        source=open_source(args.format, args.paths, options),
+        name=args.name or args.format,
+        origin=f"{args.format}: {', '.join(path.name for path in args.paths)}",
+        px=args.px,
+        image=args.image,
+        per_shard=args.per_shard,
+        rotate=args.rotate,
+        gripper=args.gripper,
+        skip_bad=args.skip_bad,
+    )
+
+
+def prepared(store: Store, work: Preparation) -> Manifest:
+    """The manifest, made now or found in the store."""
+    if artifacts.dataset_exists(store, work.id):
+        found = store.get(f"datasets/{work.id}/{artifacts.MANIFEST}")
+        return Manifest.from_bytes(found)
+    session.connect()
+    with Meter(work.name) as meter:
+        return prepare.prepare(store, work, lambda done, all_: meter.show(done, all_, "shards"))
+
+
+def main() -> int:
+    args = arguments()
+    store, work = cli.ready_store(args.store), preparation(args)
+    manifest = prepared(store, work)
+    for why in manifest.skipped:
+        print(f"skipped {why}")
+    counts = {"episodes": manifest.episodes, "frames": manifest.frames}
+    print(f"{counts['episodes']} episodes, {counts['frames']} frames: {manifest.source}")
+    print(f"{store.url}: datasets/{work.id}")
+    skipped = {"skipped": list(manifest.skipped)}
+    cli.write_json(args.json, [{"dataset": work.id, **counts, **skipped}])
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
