@@ -9,6 +9,12 @@ import numpy as np
 SHIFT = 10 / 224
 """Random shift, as a share of the image's side: padding by 10 px at 224 (official code)."""
 
+CROP = 0.9
+"""Share of the image's area that a random crop keeps."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, (0.8, 1.2), (0.8, 1.2), 0.05
+"""As the official code's RLDS loader is configured (`random_resized_crop`, `random_brightness`,
+… of OpenVLA's image_augment_kwargs), and applied as dlimp's `augment_image` applies them."""
+
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
@@ -41,11 +47,77 @@ def mirror(
     return image[:, ::-1], flipped
 
 
+def crop(
+    image: np.ndarray, actions: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A square of 0.9 of the area anywhere, scaled back: uint8 [H, W, 3] (tf's crop_and_resize)."""
+    side = np.sqrt(CROP)
+    rows, columns = (_positions(n, side, rng.uniform(0, 1 - side)) for n in image.shape[:2])
+    wide = _sampled(image.astype(np.float32), *rows)
+    tall = _sampled(wide.swapaxes(0, 1), *columns).swapaxes(0, 1)
+    return _as_uint8(tall), actions
+
+
+def _positions(size: int, share: float, start: float) -> tuple[np.ndarray, np.ndarray]:
+    """Source rows int [size] below each sampled place, and how far it is beyond them, [0, 1)."""
+    places = (size - 1) * (start + share * np.linspace(0, 1, size))
+    below = np.minimum(places.astype(np.int64), max(0, size - 2))
+    return below, (places - below).astype(np.float32)
+
+
+def _sampled(rows: np.ndarray, below: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Linear interpolation along the first axis of float32 [n, m, 3]."""
+    low, high = rows[below], rows[np.minimum(below + 1, len(rows) - 1)]
+    high -= low
+    high *= beyond[:, None, None]
+    return low + high
+
+
+def colour(
+    image: np.ndarray, actions: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness ±0.2, contrast and saturation 0.8–1.2, hue ±0.05 of the circle, in that order."""
+    added = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    factor, vivid = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    turn = rng.uniform(-HUE, HUE)
+    x = np.clip(image.astype(np.float32) / 255 + np.float32(added), 0, 1)
+    mean = x.mean(axis=(0, 1))
+    x = np.clip((x - mean) * np.float32(factor) + mean, 0, 1)
+    return _as_uint8(255 * recoloured(x, vivid, turn)), actions
+
+
+def recoloured(x: np.ndarray, vivid: float, turn: float) -> np.ndarray:
+    """Scale the HSV saturation of float32 [H, W, 3] in 0..1 and turn its hue (1.0 is a circle)."""
+    red, green, blue = np.moveaxis(x, -1, 0)
+    value = np.maximum(np.maximum(red, green), blue)
+    spread = value - np.minimum(np.minimum(red, green), blue)
+    safe = np.where(spread > 0, spread, np.float32(1))
+    hue = np.where(
+        value == red,
+        (green - blue) / safe,
+        np.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue += np.float32(6 * turn)
+    spread = np.minimum(spread * np.float32(vivid), value)
+    return np.stack([value - spread * _share(hue + n) for n in (5, 3, 1)], axis=-1)
+
+
+def _share(angle: np.ndarray) -> np.ndarray:
+    """How much of the spread a channel lacks at a hue in sixths of the circle."""
+    angle = np.mod(angle, np.float32(6))
+    return np.clip(np.minimum(angle, 4 - angle), 0, 1)
+
+
+def _as_uint8(x: np.ndarray) -> np.ndarray:
+    return (np.clip(x, 0, 255) + np.float32(0.5)).astype(np.uint8)
+
+
 AUGMENTATIONS: dict[str, tuple[Augment, ...]] = {
     "none": (),
     "shift": (shift,),
     "mirror": (mirror,),
     "mirror+shift": (mirror, shift),
+    "crop+colour": (crop, colour),
 }
 
 

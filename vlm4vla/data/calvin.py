@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from envs.api import Demonstration
+from vlm4vla.data.dataset import sha256
 from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
 
 ANNOTATION = Path("lang_annotations", "auto_lang_ann.npy")
@@ -47,9 +48,12 @@ class Calvin(Source):
     def __init__(self, folder: Path, split: str = "training") -> None:
         inner = folder / split
         self.folder = inner if inner.is_dir() else folder
+        stretches = _annotations(self.folder / ANNOTATION)
+        # Other scenes may be annotated at the same steps; the file's bytes tell them apart.
+        self.variant = sha256((self.folder / ANNOTATION).read_bytes())
         self.entries = [
             Entry(f"{self.folder / ANNOTATION}: row {row}", f"{first}-{last} {text}", (span, text))
-            for row, (span, text) in enumerate(_annotations(self.folder / ANNOTATION))
+            for row, (span, text) in enumerate(stretches)
             for first, last in [span]
         ]
 

@@ -1,7 +1,7 @@
-"""Prepared demonstrations: Parquet shards of exact PNG frames, and a decoded cache for training.
+"""Prepared demonstrations: Parquet shards of PNG or JPEG frames, and a cache for training.
 
 A dataset folder holds `manifest.json` and `shard-00000.parquet`, … One row is one frame:
-episode (int32), instruction (string), image (PNG bytes), action (float32 [7], raw units).
+episode (int32), instruction (string), image (PNG or JPEG bytes), action (float32 [7], raw units).
 Rows are in time order and no episode spans two shards.
 """
 
@@ -54,6 +54,9 @@ class Manifest:
     frames: int
     shards: tuple[Shard, ...]
     statistics: Statistics
+    image: str = "png"
+    skipped: tuple[str, ...] = ()
+    """Episodes of the source that could not be used: file, row and reason of each."""
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
@@ -63,7 +66,8 @@ class Manifest:
         value = json.loads(data)
         shards = tuple(Shard(**shard) for shard in value.pop("shards"))
         statistics = Statistics.from_json(value.pop("statistics"))
-        return Manifest(**value, shards=shards, statistics=statistics)
+        skipped = tuple(value.pop("skipped", ()))
+        return Manifest(**value, shards=shards, statistics=statistics, skipped=skipped)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -73,20 +77,36 @@ def encode_png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] to JPEG with all its colour: camera frames at a fifth of PNG's size."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue()
+
+
+ENCODINGS: dict[str, Callable[[np.ndarray], bytes]] = {"png": encode_png, "jpeg": encode_jpeg}
+
+
 def decode(data: bytes) -> np.ndarray:
     """PNG or JPEG bytes to uint8 [H, W, 3]."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def encode_shard(demonstrations: Iterable[Demonstration], first_episode: int) -> bytes:
-    """Parquet bytes of consecutive episodes; raises ValueError on actions that are not finite."""
-    tables = [_table(demo, first_episode + i) for i, demo in enumerate(demonstrations)]
+def encode_shard(
+    demonstrations: Iterable[Demonstration], first_episode: int, image: str = "png"
+) -> bytes:
+    """Parquet bytes of consecutive episodes; raises ValueError on actions that are not finite.
+
+    image: a row of ENCODINGS.
+    """
+    numbered = enumerate(demonstrations, first_episode)
+    tables = [_table(demo, number, ENCODINGS[image]) for number, demo in numbered]
     sink = io.BytesIO()
     pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
     return sink.getvalue()
 
 
-def _table(demo: Demonstration, episode: int) -> pa.Table:
+def _table(demo: Demonstration, episode: int, encode: Callable[[np.ndarray], bytes]) -> pa.Table:
     if demo.actions.shape != (len(demo.images), ACTION_DIM) or not np.isfinite(demo.actions).all():
         raise ValueError(
             f"episode {episode}: actions {demo.actions.shape} for {len(demo.images)} frames must "
@@ -97,7 +117,7 @@ def _table(demo: Demonstration, episode: int) -> pa.Table:
     columns = [
         pa.array(np.full(steps, episode, np.int32)),
         pa.array([demo.instruction] * steps),
-        pa.array([encode_png(image) for image in demo.images], pa.binary()),
+        pa.array([encode(image) for image in demo.images], pa.binary()),
         actions,
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
@@ -108,7 +128,7 @@ def build_manifest(name: str, source: str, shards: Iterable[tuple[str, bytes]]) 
     described, actions, episodes = [], [], 0
     for shard_name, data in shards:
         table = pq.read_table(io.BytesIO(data), columns=["episode", "action"])
-        described.append(Shard(shard_name, table.num_rows, _sha256(data)))
+        described.append(Shard(shard_name, table.num_rows, sha256(data)))
         actions.append(_actions(table))
         episodes += len(table["episode"].unique())
     if not described:
@@ -122,7 +142,7 @@ def _actions(table: pa.Table) -> np.ndarray:
     return np.stack(table["action"].to_numpy(zero_copy_only=False)).astype(np.float32)
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -143,7 +163,7 @@ class Dataset:
     @staticmethod
     def _shard(folder: Path, shard: Shard) -> pa.Table:
         data = (folder / shard.name).read_bytes()
-        if _sha256(data) != shard.sha256:
+        if sha256(data) != shard.sha256:
             raise ValueError(
                 f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
                 "delete it and fetch or prepare the dataset again"

@@ -8,7 +8,6 @@ templates), `meta/tasks.parquet` (instruction -> task_index), `meta/episodes/chu
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.api import Demonstration, did_you_mean
-from vlm4vla.data.dataset import decode
+from vlm4vla.data.dataset import decode, sha256
 from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
@@ -41,18 +40,16 @@ class LeRobotV3(Source):
         self.video = features[self.camera]["dtype"] == "video"
         self.tasks = _tasks(folder / TASKS)
         self.entries = list(self._entries())
+        rows = [entry.ref for entry in self.entries]
+        # Episodes are listed by number alone; the metadata tells datasets apart.
+        said = json.dumps([self.info, rows, self.tasks], default=str, sort_keys=True)
+        self.variant = f"{self.camera} {sha256(said.encode())}"
 
     def _entries(self) -> Iterator[Entry]:
         for path in _episode_files(self.folder):
             for row, episode in enumerate(_table(path).to_pylist()):
                 number = episode.get("episode_index", row)
                 yield Entry(f"{path}: row {row} (episode {number})", f"episode {number}", episode)
-
-    def fingerprint(self) -> str:
-        """The listing alone says little, so that of the metadata is added."""
-        rows = [entry.ref for entry in self.entries]
-        text = json.dumps([self.info, rows, self.tasks], default=str, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest() + self.camera
 
     def load(self, entry: Entry) -> Demonstration:
         episode = entry.ref

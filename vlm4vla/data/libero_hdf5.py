@@ -35,6 +35,7 @@ class LiberoHdf5(Source):
 
     def __init__(self, paths: Sequence[Path], no_noops: bool = False) -> None:
         self.no_noops = no_noops
+        self.variant = "no_noops" if no_noops else ""
         self.entries = [entry for file in _files(paths) for entry in _entries(file)]
 
     def load(self, entry: Entry) -> Demonstration:

@@ -79,6 +79,7 @@ class Rlds(Source):
     def __init__(self, folder: Path, split: str = "train", layout: str | None = None) -> None:
         info = _json(folder / "dataset_info.json")
         self.layout = _layout(layout or info["name"])
+        self.variant = self.layout.image
         _check_features(folder / "features.json", self.layout)
         files = _files(folder, split)
         self.entries = [entry for file in files for entry in _entries(file)]

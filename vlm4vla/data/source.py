@@ -46,6 +46,8 @@ class Source(ABC):
     """A published dataset; picklable, so that workers on other machines can read it."""
 
     entries: Sequence[Entry]
+    variant: str = ""
+    """Whatever else decides what is read: a camera, a filter, a layout."""
 
     @abstractmethod
     def load(self, entry: Entry) -> Demonstration:
@@ -71,7 +73,7 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """Hash of what is listed, in order: the same data at another place has the same."""
-        text = "\n".join(entry.identity for entry in self.entries)
+        text = "\n".join([self.variant, *(entry.identity for entry in self.entries)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _first(self) -> dict[str, int]:

@@ -1,0 +1,176 @@
+"""Published data to prepared shards, without Ray; layouts as in `published.py`."""
+
+import hashlib
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from envs.resize import resize
+from tests.vlm4vla import published
+from vlm4vla.data import augment
+from vlm4vla.data.dataset import Dataset, Manifest
+from vlm4vla.data.normalise import Normaliser, Statistics
+from vlm4vla.data.order import batch_at, generator_at, share
+from vlm4vla.data.prepare import Options, Preparation, open_source, shard_name
+from vlm4vla.data.prepared import Prepared
+from vlm4vla.data.source import BadEpisodeError
+
+LENGTHS = [3, 5, 4, 6, 2]
+
+
+def preparation(path, **options):
+    settings = {"px": 16, "per_shard": 2, **options}
+    return Preparation(open_source("libero", [path]), "toy", "libero: toy", **settings)
+
+
+def written(work, folder):
+    """The dataset that a cluster would have made."""
+    folder.mkdir()
+    notes = []
+    for number in range(work.shards):
+        data, note = work.shard(number)
+        notes.append(note)
+        if data:
+            (folder / shard_name(number)).write_bytes(data)
+    (folder / "manifest.json").write_bytes(work.manifest(notes).to_bytes())
+    return Dataset(folder, work.px, lambda images: images)
+
+
+@pytest.fixture
+def demos(tmp_path):
+    path = tmp_path / "bowl_demo.hdf5"
+    return path, published.libero(path, LENGTHS)
+
+
+def spoil(path, number):
+    with h5py.File(path, "a") as file:
+        file[f"data/demo_{number}/actions"][1, 2] = np.nan
+
+
+def test_a_dataset_holds_what_was_published(demos, tmp_path):
+    path, made = demos
+    data = written(preparation(path), tmp_path / "set")
+    actions = np.concatenate([moves for _, moves in made]).astype(np.float32)
+    assert np.array_equal(data.images, np.concatenate([f[:, ::-1, ::-1] for f, _ in made]))
+    assert np.array_equal(data.actions, actions)
+    manifest = data.manifest
+    assert (manifest.episodes, manifest.frames, len(manifest.shards)) == (5, 20, 3)
+    assert manifest.statistics == Statistics.of(actions)
+    assert manifest.source.startswith("libero: toy (listing ")
+    assert data.last.tolist() == np.repeat(np.cumsum(LENGTHS) - 1, LENGTHS).tolist()
+
+
+def test_frames_are_scaled_as_the_simulators_scale_theirs(demos, tmp_path):
+    path, made = demos
+    data = written(preparation(path, px=12), tmp_path / "set")
+    assert np.array_equal(data.images[0], resize(made[0][0][0][::-1, ::-1], 12))
+
+
+def test_jpeg_is_close_and_says_so(demos, tmp_path):
+    path, made = demos
+    data = written(preparation(path, image="jpeg"), tmp_path / "set")
+    assert data.manifest.image == "jpeg"
+    assert np.abs(data.images[0].astype(int) - made[0][0][0][::-1, ::-1]).mean() < 3
+
+
+def test_rotation_and_gripper_fit_the_benchmark(demos, tmp_path):
+    path, made = demos
+    data = written(preparation(path, rotate=True, gripper="negated"), tmp_path / "set")
+    assert np.array_equal(data.images[:3], made[0][0])
+    assert np.array_equal(data.actions[:3, 6], -made[0][1][:, 6].astype(np.float32))
+
+
+def test_ids_follow_what_is_read_not_where_it_lies(demos, tmp_path):
+    path, _ = demos
+    moved = tmp_path / "elsewhere" / "other_demo.hdf5"
+    moved.parent.mkdir()
+    moved.write_bytes(path.read_bytes())
+    assert preparation(moved).id == preparation(path).id
+    changed = [preparation(path, **{k: v}).id for k, v in {"px": 8, "image": "jpeg"}.items()]
+    no_noops = open_source("libero", [path], Options(no_noops=True))
+    filtered = Preparation(no_noops, "toy", "toy", px=16, per_shard=2).id
+    assert len({preparation(path).id, filtered, *changed}) == 4
+
+
+def test_a_shard_is_the_same_bytes_whoever_makes_it(demos):
+    work = preparation(demos[0])
+    again = pickle.loads(pickle.dumps(work))
+    assert work.shard(1) == again.shard(1)
+
+
+def test_a_bad_episode_ends_it_unless_it_may_be_skipped(demos, tmp_path):
+    path, _ = demos
+    spoil(path, 1)
+    with pytest.raises(BadEpisodeError, match=r"data/demo_1: action 1 is not finite"):
+        written(preparation(path), tmp_path / "first")
+    data = written(preparation(path, skip_bad=True), tmp_path / "second")
+    assert (data.manifest.episodes, data.manifest.frames) == (4, 15)
+    assert len(data.manifest.skipped) == 1
+    assert "demo_1: action 1 is not finite" in data.manifest.skipped[0]
+
+
+def test_a_shard_of_bad_episodes_is_left_out(demos, tmp_path):
+    path, _ = demos
+    spoil(path, 0)
+    spoil(path, 1)
+    data = written(preparation(path, skip_bad=True), tmp_path / "set")
+    assert [shard.name for shard in data.manifest.shards] == [shard_name(1), shard_name(2)]
+    for number in range(2, 5):
+        spoil(path, number)
+    with pytest.raises(ValueError, match="every episode was bad"):
+        written(preparation(path, skip_bad=True), tmp_path / "nothing")
+
+
+def test_old_manifests_still_open(demos, tmp_path):
+    manifest = written(preparation(demos[0]), tmp_path / "set").manifest
+    old = manifest.to_bytes().replace(b',\n "image": "png",\n "skipped": []', b"")
+    assert b"skipped" not in old
+    assert Manifest.from_bytes(old) == manifest
+
+
+def test_a_prepared_dataset_is_a_source_too(demos, tmp_path):
+    data = written(preparation(demos[0]), tmp_path / "set")
+    back = list(Prepared(tmp_path / "set"))
+    assert np.array_equal(np.concatenate([demo.images for demo in back]), data.images)
+    assert [demo.steps for demo in back] == LENGTHS
+    shard = tmp_path / "set" / shard_name(1)
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"shard-00001\.parquet is damaged"):
+        Prepared(tmp_path / "set")
+
+
+def test_formats_and_options_are_checked(demos):
+    with pytest.raises(ValueError, match="Did you mean 'libero'"):
+        open_source("libro", [demos[0]])
+    with pytest.raises(ValueError, match="libero has no option camera"):
+        open_source("libero", [demos[0]], Options(camera="wrist"))
+    with pytest.raises(ValueError, match="image encoding 'jpg'"):
+        preparation(demos[0], image="jpg")
+
+
+def batch_hash(data, seed, step, workers):
+    """Of the global batch as the training loop makes it, put together from the workers' shares."""
+    batch, chunk, digest = 12, 4, hashlib.sha256()
+    normaliser = Normaliser("quantile", data.manifest.statistics)
+    for rank in range(workers):
+        indices = batch_at(seed, step, batch, len(data))
+        chunks, mask = data.chunks(indices, chunk)
+        for slot in range(batch)[share(batch, rank, workers)]:
+            rng = generator_at(seed, step, slot)
+            image = data.images[indices[slot]]
+            image, moves = augment.apply("crop+colour", image, chunks[slot], rng)
+            digest.update(image.tobytes() + normaliser.forward(moves).tobytes())
+            digest.update(mask[slot].tobytes() + data.instructions[indices[slot]].encode())
+    return digest.hexdigest()
+
+
+def test_the_global_batch_is_the_same_for_any_workers_and_after_a_resume(demos, tmp_path):
+    data = written(preparation(demos[0]), tmp_path / "set")
+    steps = {w: [batch_hash(data, 7, step, w) for step in range(5)] for w in (1, 2, 3)}
+    assert steps[1] == steps[2] == steps[3]
+    assert len(set(steps[1])) == 5
+    fresh = Dataset(tmp_path / "set", 16, lambda images: images)
+    assert [batch_hash(fresh, 7, step, w) for step, w in ((3, 3), (4, 2))] == steps[1][3:]
+    assert batch_hash(data, 8, 0, 1) != steps[1][0]
