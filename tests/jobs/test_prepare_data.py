@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 from tests.vlm4vla import published
 from vlm4vla.data.dataset import Dataset
@@ -26,18 +27,30 @@ def job(home, *arguments):
     )
 
 
-def test_bad_episodes_stop_it_until_they_may_be_skipped(tmp_path):
-    path, out = tmp_path / "bowl_demo.hdf5", tmp_path / "rows.json"
+@pytest.fixture
+def spoilt(tmp_path):
+    """A LIBERO file whose second demonstration has an infinite action, and the job's flags."""
+    path = tmp_path / "bowl_demo.hdf5"
     published.libero(path, [3, 4, 5])
     with h5py.File(path, "a") as file:
         file["data/demo_1/actions"][2, 0] = np.inf
-    flags = ["--px", 16, "--per-shard", 2, "--store", tmp_path / "store", "--json", out]
-    first = job(tmp_path, "libero", path, *flags)
-    assert first.returncode == 2
-    assert "bowl_demo.hdf5: data/demo_1: action 2 is not finite" in first.stderr
-    assert "Traceback" not in first.stderr
-    second = job(tmp_path, "libero", path, *flags, "--skip-bad")
-    assert second.returncode == 0, second.stderr[-2000:]
+    return path, ["--px", 16, "--per-shard", 2, "--store", tmp_path / "store"]
+
+
+@pytest.mark.full
+def test_a_bad_episode_stops_it(tmp_path, spoilt):
+    path, flags = spoilt
+    answer = job(tmp_path, "libero", path, *flags)
+    assert answer.returncode == 2
+    assert "bowl_demo.hdf5: data/demo_1: action 2 is not finite" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert job(tmp_path, "libero", path, *flags, "--skip-bad").returncode == 0
+
+
+def test_bad_episodes_are_left_out_and_listed(tmp_path, spoilt):
+    (path, flags), out = spoilt, tmp_path / "rows.json"
+    answer = job(tmp_path, "libero", path, *flags, "--skip-bad", "--json", out)
+    assert answer.returncode == 0, answer.stderr[-2000:]
     [row] = json.loads(out.read_text())
     assert (row["episodes"], row["frames"], len(row["skipped"])) == (2, 8, 1)
     data = Dataset(tmp_path / "store/datasets" / row["dataset"], 16, lambda images: images)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,19 @@ class Toy:
 
     def shard(self, number):
         if number in self.bad:
+            self.wait_for_the_others()
             raise ValueError(f"/data/file-{number}: row 7: no such frame")
         (self.folder / f"{number}-{os.urandom(4).hex()}").touch()
         return (b"" if number == 2 else b"rows %d" % number), b"note %d" % number
 
     def manifest(self, notes):
         return Joined(tuple(notes))
+
+    def wait_for_the_others(self):
+        until = time.monotonic() + 60
+        others = self.shards - len(self.bad)
+        while len(list(self.folder.parent.rglob("*.note"))) < others and time.monotonic() < until:
+            time.sleep(0.05)
 
     def made(self):
         return sorted(path.name[0] for path in self.folder.iterdir())
@@ -75,8 +83,6 @@ def test_a_bad_shard_ends_it_and_the_rest_is_not_made_again(ray_cluster, folder_
         prepare(folder_store, broken, lambda *_: None)
     assert type(caught.value) is ValueError
     assert not folder_store.exists(MANIFEST)
-    for number in (0, 2):
-        _shard(folder_store, "toy", broken, number)
     assert toy.made() == ["0", "2"]
     prepare(folder_store, toy, lambda *_: None)
     assert toy.made() == ["0", "1", "2"]
