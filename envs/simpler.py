@@ -43,6 +43,7 @@ BENCHMARKS: Dict[str, Benchmark] = {
             lr=5e-5,
             checkpoints=tuple(range(5_000, 50_001, 5_000)),
             normalisation="quantile",
+            augmentation="crop+colour",
         ),
         dataset="bridge_orig",
     )
