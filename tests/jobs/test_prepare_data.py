@@ -1,4 +1,4 @@
-"""`prepare_data.py` as a user starts it."""
+"""`prepare_data.py` and `export_lerobot.py` as a user starts them."""
 
 import json
 import os
@@ -12,13 +12,14 @@ import pytest
 
 from tests.vlm4vla import published
 from vlm4vla.data.dataset import Dataset
+from vlm4vla.data.lerobot_v3 import LeRobotV3
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def job(home, *arguments):
+def job(home, *arguments, name="prepare_data"):
     return subprocess.run(
-        [sys.executable, "jobs/prepare_data.py", *map(str, arguments)],
+        [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "VLA_HOME": str(home), "PYTHONPATH": "platform:."},
         capture_output=True,
@@ -55,6 +56,10 @@ def test_bad_episodes_are_left_out_and_listed(tmp_path, spoilt):
     assert (row["episodes"], row["frames"], len(row["skipped"])) == (2, 8, 1)
     data = Dataset(tmp_path / "store/datasets" / row["dataset"], 16, lambda images: images)
     assert len(data) == 8
+    exported = [row["dataset"], tmp_path / "set", "--images", "--store", tmp_path / "store"]
+    answer = job(tmp_path, *exported, name="export_lerobot")
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert [demo.steps for demo in LeRobotV3(tmp_path / "set")] == [3, 5]
 
 
 def test_wrong_words_get_one_sentence(tmp_path):

@@ -1,6 +1,9 @@
 """LeRobot v3, written and read back; the layout is described in `vlm4vla.data.lerobot_v3`."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -119,3 +122,27 @@ def test_other_versions_and_cameras_are_refused(folder):
     (folder / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(ValueError, match=r"version v2\.1, not v3"):
         LeRobotV3(folder)
+
+
+def lerobot(*arguments):
+    """Run a command of lerobot_child.py in the environment that VLA_LEROBOT_PYTHON names."""
+    script = Path(__file__).with_name("lerobot_child.py")
+    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    command = [os.environ["VLA_LEROBOT_PYTHON"], str(script), *map(str, arguments)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+
+
+@pytest.mark.full
+@pytest.mark.skipif("VLA_LEROBOT_PYTHON" not in os.environ, reason="no environment with lerobot")
+def test_the_package_reads_ours_and_we_read_its(tmp_path):
+    made, out = demos(), tmp_path / "rows.npz"
+    write_lerobot(tmp_path / "ours", made, 10, "panda", video=False)
+    lerobot("read", tmp_path / "ours", out)
+    rows = np.load(out)
+    assert np.array_equal(rows["frames"], np.concatenate([demo.images for demo in made]))
+    assert np.array_equal(rows["actions"], np.concatenate([demo.actions for demo in made]))
+    lerobot("write", out, tmp_path / "theirs")
+    for demo, read in zip(made, LeRobotV3(tmp_path / "theirs"), strict=True):
+        assert read.instruction == demo.instruction
+        assert np.array_equal(read.images, demo.images)
+        assert np.array_equal(read.actions, demo.actions)

@@ -259,3 +259,26 @@ def test_rlds_duplicate_record(tmp_path):
     published.rlds(tmp_path / "1.0.0", "libero_10", [[good], [good]], "image")
     with pytest.raises(BadEpisodeError, match=r"00001-of-00002: record 0: duplicate of .*00000"):
         list(Rlds(tmp_path / "1.0.0"))
+
+
+def test_frames_of_other_sizes_are_named(tmp_path):
+    published.calvin(tmp_path / "training", [(0, 3)], ["lift it"])
+    path = tmp_path / "training" / "episode_0000002.npz"
+    np.savez(path, rgb_static=np.zeros((5, 5, 3), np.uint8), rel_actions=np.zeros(7))
+    with pytest.raises(BadEpisodeError, match=r"auto_lang_ann\.npy: row 0: all input arrays"):
+        Calvin(tmp_path).read(0)
+
+
+def test_wrong_dimension_and_nan_in_calvin(tmp_path):
+    published.calvin(tmp_path / "training", [(0, 1), (2, 3)], ["lift it", "push it"])
+    frame = np.zeros((20, 20, 3), np.uint8)
+    for step in (0, 1):
+        path = tmp_path / "training" / f"episode_{step:07d}.npz"
+        np.savez(path, rgb_static=frame, rel_actions=np.zeros(8))
+    path = tmp_path / "training" / "episode_0000003.npz"
+    np.savez(path, rgb_static=frame, rel_actions=np.full(7, np.nan))
+    source = Calvin(tmp_path)
+    with pytest.raises(BadEpisodeError, match=r"row 0: actions \[2, 8\] for 2 frames"):
+        source.read(0)
+    with pytest.raises(BadEpisodeError, match=r"row 1: action 1 is not finite"):
+        source.read(1)

@@ -88,8 +88,11 @@ ENCODINGS: dict[str, Callable[[np.ndarray], bytes]] = {"png": encode_png, "jpeg"
 
 
 def decode(data: bytes) -> np.ndarray:
-    """PNG or JPEG bytes to uint8 [H, W, 3]."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    """PNG or JPEG bytes to uint8 [H, W, 3]; ValueError when they are damaged."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"a frame is damaged or truncated ({error})") from error
 
 
 def encode_shard(

@@ -4,7 +4,8 @@ Layout (tensorflow.org/datasets/external_tfrecord, github.com/google-research/rl
 folder with `dataset_info.json` (splits and records per shard), `features.json` and
 `NAME-SPLIT.tfrecord-00000-of-00016`, …. A record is one episode: a `tf.train.Example` whose
 features are named by their path (`steps/observation/image_0`), T values in each; images are
-JPEG or PNG.
+JPEG or PNG. Bridge V2 holds episodes that nobody labelled: their empty instruction makes them
+bad, so prepare it with `--skip-bad`.
 """
 
 from __future__ import annotations

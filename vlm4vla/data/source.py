@@ -51,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, entry: Entry) -> Demonstration:
-        """The episode; BadEpisodeError or OSError when it is damaged."""
+        """The episode; ValueError when it is damaged, OSError when its disk fails."""
 
     def read(self, index: int) -> Demonstration:
         """Episode `index`, checked; BadEpisodeError names its file and row."""
@@ -61,7 +61,12 @@ class Source(ABC):
         first = self._first()[entry.identity]
         if first != index:
             raise BadEpisodeError(entry.where, f"duplicate of {self.entries[first].where}")
-        demo = self.load(entry)
+        try:
+            demo = self.load(entry)
+        except BadEpisodeError:
+            raise
+        except (ValueError, KeyError) as error:
+            raise BadEpisodeError(entry.where, str(error)) from error
         check(demo, entry.where)
         return demo
 
