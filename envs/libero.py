@@ -106,7 +106,8 @@ class Libero:
 
     def reset(self, task: str, initial_state: int, seed: int, record: bool) -> Observation:
         scene, fresh = self._scene_of(task)
-        scene.reset(self._initial_state(initial_state), seed, reseed=fresh or not self.official)
+        start, seed = self._start(initial_state, seed)
+        scene.reset(start, seed, reseed=fresh or not self.official)
         self.record, self.steps, self.success = record, 0, False
         return self._look()
 
@@ -170,7 +171,7 @@ class Libero:
 
     def _begin(self, task: str, initial_state: int, seed: int) -> str:
         scene, _ = self._scene_of(task)
-        scene.reset(self._initial_state(initial_state), seed)
+        scene.reset(*self._start(initial_state, seed))
         return self._instruction()
 
     def _replay(self, task: str, initial_state: int, seed: int, actions: Any) -> List[np.ndarray]:
@@ -196,14 +197,14 @@ class Libero:
         self._initial_states = libero_install.initial_states(self.suite, self.indices[task])
         return self.scene, True
 
-    def _initial_state(self, number: int) -> Optional[np.ndarray]:
-        """One of the fixed states; None, from `demonstrations_from` on, for a sampled one."""
+    def _start(self, number: int, seed: int) -> Tuple[Optional[np.ndarray], int]:
+        """A fixed state and the seed; from `demonstrations_from` on no state, a seed for each."""
         if number >= self.benchmark.demonstrations_from:
-            return None
+            return None, int(np.random.SeedSequence([abs(seed), number]).generate_state(1)[0])
         if not 0 <= number < len(self._initial_states):
             count = len(self._initial_states)
             raise ValueError(f"initial state {number} of {self.task}: it has 0 to {count - 1}")
-        return self._initial_states[number]
+        return self._initial_states[number], seed % 2**32
 
     def _instruction(self) -> str:
         return str(self.suite.get_task(self.indices[self.task or ""]).language)

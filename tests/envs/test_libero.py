@@ -134,12 +134,13 @@ def test_a_demonstration_is_an_episode_that_succeeds_again():
     """images[t] is what a policy sees before actions[t]."""
     row = row_of("libero_object", "Traced", image_size=SMALL)
     with SimulatorProcess(row, LIBERO) as process:
-        shown = process.demonstrate(row.tasks[0], 40, 0)
+        scene = row.demonstrations_from + 3
+        shown = process.demonstrate(row.tasks[0], scene, 0)
         assert shown.success
         assert shown.images.shape == (shown.steps, SMALL, SMALL, 3)
         assert shown.actions.shape == (shown.steps, 7)
         assert np.abs(shown.actions).max() <= 1
-        seen = [process.reset(row.tasks[0], 40, 0).image]
+        seen = [process.reset(row.tasks[0], scene, 0).image]
         for first in range(0, shown.steps, row.chunk):
             result = process.execute(shown.actions[first : first + row.chunk])
             seen.append(result.observation.image)
