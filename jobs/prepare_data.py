@@ -53,8 +53,9 @@ def preparation(args: cli.argparse.Namespace) -> Preparation:
 def prepared(store: Store, work: Preparation) -> Manifest:
     """The manifest, made now or found in the store."""
     if artifacts.dataset_exists(store, work.id):
-        found = store.get(f"datasets/{work.id}/{artifacts.MANIFEST}")
-        return Manifest.from_bytes(found)
+        found = Manifest.from_bytes(store.get(f"datasets/{work.id}/{artifacts.MANIFEST}"))
+        work.accept(found.skipped)
+        return found
     session.connect()
     with Meter(work.name) as meter:
         return prepare.prepare(store, work, lambda done, all_: meter.show(done, all_, "shards"))

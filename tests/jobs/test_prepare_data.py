@@ -56,6 +56,8 @@ def test_bad_episodes_are_left_out_and_listed(tmp_path, spoilt):
     assert (row["episodes"], row["frames"], len(row["skipped"])) == (2, 8, 1)
     data = Dataset(tmp_path / "store/datasets" / row["dataset"], 16, lambda images: images)
     assert len(data) == 8
+    strict = job(tmp_path, "libero", path, *flags)
+    assert strict.returncode == 2 and "--skip-bad leaves them out" in strict.stderr
     exported = [row["dataset"], tmp_path / "set", "--images", "--store", tmp_path / "store"]
     answer = job(tmp_path, *exported, name="export_lerobot")
     assert answer.returncode == 0, answer.stderr[-2000:]

@@ -53,6 +53,18 @@ def test_calvin_annotation_may_not_run_code(tmp_path):
         Calvin(tmp_path)
 
 
+def test_calvin_annotation_of_an_older_numpy(tmp_path):
+    frames, _ = published.calvin(tmp_path / "training", SPANS, TEXTS)
+    path = tmp_path / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    content = np.load(path, allow_pickle=True)
+    content.item()["info"]["indx"] = [tuple(map(np.int64, span)) for span in SPANS]
+    # The dataset was published with numpy 1, whose arrays name numpy.core.
+    pickled = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.", b"cnumpy.core.")
+    assert b"cnumpy.core.multiarray\nscalar" in pickled
+    path.write_bytes(path.read_bytes()[:128] + pickled)
+    assert np.array_equal(Calvin(tmp_path).read(0).images, frames[2:6])
+
+
 def test_calvin_truncated_annotation(tmp_path):
     published.calvin(tmp_path / "training", SPANS, TEXTS)
     path = tmp_path / "training" / "lang_annotations" / "auto_lang_ann.npy"

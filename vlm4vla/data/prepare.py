@@ -169,8 +169,7 @@ class Preparation:
         """
         read = [_read_note(note) for note in notes]
         skipped = tuple(why for head, _ in read for why in head["skipped"])
-        if skipped and not self.skip_bad:
-            raise ValueError(f"{skipped[0]} ({len(skipped)} in all; --skip-bad leaves them out)")
+        self.accept(skipped)
         actions = np.concatenate([moves for _, moves in read])
         if not len(actions):
             raise ValueError(f"{self.origin}: every episode was bad; the first: {skipped[0]}")
@@ -185,6 +184,11 @@ class Preparation:
         return Manifest(
             self.name, source, episodes, len(actions), shards, statistics, self.image, skipped
         )
+
+    def accept(self, skipped: Sequence[str]) -> None:
+        """ValueError when episodes were skipped, here or in an earlier attempt, that may not be."""
+        if skipped and not self.skip_bad:
+            raise ValueError(f"{skipped[0]} ({len(skipped)} in all; --skip-bad leaves them out)")
 
 
 def shard_name(number: int) -> str:
