@@ -6,6 +6,11 @@ import tempfile
 import pytest
 
 
+def pytest_configure():
+    """Tiny models on many threads spend their time waiting for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_places(tmp_path_factory):
     """Caches and default stores in a temporary folder; simulators stay where they are."""

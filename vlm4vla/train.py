@@ -274,8 +274,9 @@ class _Trainer:
         totals: dict[str, float] = {}
         for part in batch:
             for name, value in self._accumulate(step, part).items():
-                totals[name] = totals.get(name, 0.0) + value * part.weight / len(batch)
-        return totals
+                totals[name] = totals.get(name, 0.0) + value * part.weight
+        weight = sum(part.weight for part in batch)
+        return {name: value / weight for name, value in totals.items()}
 
     def _accumulate(self, step: int, part: _Batch) -> dict[str, float]:
         device = self.engine.device

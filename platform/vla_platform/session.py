@@ -16,6 +16,8 @@ _ENVIRONMENT = {
     # Faster starts and stops of short trainings; see Ray Train's environment variables.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Otherwise every line a training worker prints reaches the driver twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

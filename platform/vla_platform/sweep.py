@@ -140,6 +140,7 @@ class Sweep:
                 self.store,
                 self.cluster,
                 run.name,
+                run.steps,
             )
             report.trained_s += time.monotonic() - began
         return found

@@ -29,6 +29,9 @@ from vla_platform.store import Store
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+SAY_EVERY_S = 10.0
+SHOWN = ("loss", "pose_loss", "gripper_accuracy", "samples_per_s")
+"""Metrics of a progress line; all of them go to the store."""
 Train = Callable[[Any, Any], None]
 MakeJob = Callable[[Path, Path], Any]
 
@@ -83,6 +86,7 @@ def fit(
     store: Store,
     cluster: Cluster,
     title: str,
+    steps: int,
 ) -> list[artifacts.Checkpoint]:
     """Train one run to its end and return its complete checkpoints.
 
@@ -97,6 +101,7 @@ def fit(
         "dataset": dataset,
         "store": store,
         "title": title,
+        "steps": steps,
     }
     trainer = TorchTrainer(
         _worker,
@@ -131,11 +136,20 @@ def _worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     began = time.monotonic()
 
+    steps, said = config["steps"], [began]
+
     def show(step: int, metrics: Mapping[str, float]) -> None:
-        figures = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        seconds = time.monotonic() - began
+        now = time.monotonic()
+        if now - said[0] < SAY_EVERY_S and step < steps:
+            return
+        said[0] = now
+        left = (now - began) * (steps - step) / max(1, step)
+        figures = " ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
         # Workers' output is what Ray carries to the driver and the dashboard's job log.
-        print(f"{config['title']}: step {step} {seconds:.0f}s {figures}", flush=True)  # noqa: T201
+        print(  # noqa: T201
+            f"{config['title']}: step {step}/{steps} {now - began:.0f}s, ~{left:.0f}s left, {figures}",
+            flush=True,
+        )
 
     with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
         scratch = Path(name)

@@ -52,7 +52,7 @@ def fit(store, seed, loop):
     run = run.resolved(ROW.recipe)
     job = partial(make_job, run, ROW, Engine(), True)
     name = run.id(ROW) + loop.__class__.__name__
-    return training.fit(loop, job, name, "toy", store, CLUSTERS["laptop"], "test")
+    return training.fit(loop, job, name, "toy", store, CLUSTERS["laptop"], "test", 4)
 
 
 def test_a_killed_worker_resumes_and_ends_with_the_same_weights(store, tmp_path):
