@@ -77,6 +77,12 @@ class Geometry:
     def origin(self, name: str) -> np.ndarray:
         return np.array(self.data.xpos[self.env.obj_body_id[name]])
 
+    def up(self, name: str) -> np.ndarray:
+        """The object's own axis that is nearest to the vertical, pointing up."""
+        axes = self.data.xmat[self.env.obj_body_id[name]].reshape(3, 3).T
+        axis = max(axes, key=lambda axis: abs(axis[2]))
+        return np.array(axis * np.sign(axis[2]))
+
     def site(self, name: str) -> np.ndarray:
         return np.array(self.env.sim.data.get_site_xpos(name))
 

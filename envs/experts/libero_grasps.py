@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List
+from typing import Any, List, Optional
 
 import numpy as np
 
-from envs.experts.libero_geometry import DOWN, Geometry, flat, middle, narrow_axis
+from envs.experts.libero_geometry import DOWN, Geometry, flat, middle, narrow_axis, unit
 
 OPENING = 0.072
 """Widest thing that the fingers are put around (m); they open to 0.08."""
 FINGER_DEPTH = 0.045
 """How far below an object's top the fingertips reach at most (m)."""
-RIM_DEPTH, THIN = 0.02, 0.03
+RIM_DEPTH, WALL, THIN = 0.02, 0.006, 0.03
+"""Fingers reach this deep over a rim, this far inside its edge; a handle is thinner (m)."""
+BLOCKED = 0.1
+"""Cost of a grasp that cannot be reached; costs are in metres."""
 HAND = (0.11, 0.04)
 """Half the hand's length along and across the fingers' axis (m)."""
 
@@ -27,21 +30,29 @@ class Grasp:
     rim: bool
 
 
-def grasp_of(geometry: Geometry, name: str, attempt: int, place: np.ndarray) -> Grasp:
+def grasp_of(
+    geometry: Geometry,
+    name: str,
+    place: np.ndarray,
+    attempt: int = 0,
+    side: Optional[np.ndarray] = None,
+) -> Grasp:
     """Around the object where it is narrow enough for the fingers, else at its rim.
 
     The hand has to fit between other things, here and at the object's new place. Later
-    attempts take the next best.
+    attempts take the next best. `side` asks for a direction of the fingers chosen before.
     """
     points, others = geometry.object_points(name), geometry.other_points(name)
     now = geometry.home_fingers
     moved = place - np.array([*geometry.origin(name)[:2], points[:, 2].min()])
-    grasps = _pinches(points, now) or _handle_grasps(geometry, name) or _rim_grasps(points, now)
+    grasps = _pinches(points, now) or _handle_grasps(geometry, name) or _rim_grasps(geometry, name)
+    if side is not None:
+        return max(grasps, key=lambda grasp: float(grasp.fingers @ side))
     costs = [
         0.02 * turn_between(grasp.fingers, now)
-        + (np.ptp(points @ grasp.fingers) if not grasp.rim else -_room(grasp, others))
-        + 0.1 * _hand_collides(grasp, others, 0.0)
-        + 0.1 * _hand_collides(grasp, others, moved)
+        + _tightness(grasp, points, others)
+        + BLOCKED * _hand_collides(grasp, others, 0.0)
+        + BLOCKED * _hand_collides(grasp, others, moved)
         for grasp in grasps
     ]
     ranked = _distinct([grasps[i] for i in np.argsort(costs, kind="stable")])
@@ -60,8 +71,7 @@ def _pinches(points: np.ndarray, now: np.ndarray) -> List[Grasp]:
 
 def _handle_grasps(geometry: Geometry, name: str) -> List[Grasp]:
     """At the thin part that sticks out farthest; none for what is hollow, which has a rim."""
-    points = geometry.object_points(name)
-    top = points[points[:, 2] > points[:, 2].max() - RIM_DEPTH]
+    top = _top(geometry, name)
     if np.linalg.norm((top - middle(top))[:, :2], axis=1).min() > 0.02:
         return []
     thin = [part for part in geometry.parts(name) if np.ptp(part @ narrow_axis(part)) < THIN]
@@ -71,12 +81,29 @@ def _handle_grasps(geometry: Geometry, name: str) -> List[Grasp]:
     return [Grasp(middle(handle), narrow_axis(handle), rim=False)]
 
 
-def _rim_grasps(points: np.ndarray, now: np.ndarray) -> List[Grasp]:
+def _top(geometry: Geometry, name: str) -> np.ndarray:
+    """The object's uppermost points; also of one that stands askew."""
+    points = geometry.object_points(name)
+    heights = points @ geometry.up(name)
+    return points[heights > heights.max() - RIM_DEPTH]
+
+
+def _rim_grasps(geometry: Geometry, name: str) -> List[Grasp]:
     """One finger inside, one outside, all around."""
-    rim = points[points[:, 2] > points[:, 2].max() - RIM_DEPTH]
-    start = float(np.arctan2(now[1], now[0]))
+    rim, up = _top(geometry, name), geometry.up(name)
+    start = float(np.arctan2(geometry.home_fingers[1], geometry.home_fingers[0]))
     turns = np.linspace(-np.pi, np.pi, 25)[:-1]
-    return [_at_rim(rim, horizontal(start + turn)) for turn in turns]
+    return [_at_rim(rim, up, horizontal(start + turn)) for turn in turns]
+
+
+def _at_rim(rim: np.ndarray, up: np.ndarray, axis: np.ndarray) -> Grasp:
+    """Where the rim is cut by a vertical plane through its middle along a horizontal axis."""
+    outward = unit(axis - up * (axis @ up))
+    centre = middle(rim)
+    centre = centre + up * ((rim - centre) @ up).max()
+    radius = float(((rim - centre) @ outward).max())
+    position = centre + outward * (radius - WALL) + DOWN * RIM_DEPTH
+    return Grasp(position, axis, rim=True)
 
 
 def _hand_collides(grasp: Grasp, others: np.ndarray, moved: Any) -> bool:
@@ -84,23 +111,18 @@ def _hand_collides(grasp: Grasp, others: np.ndarray, moved: Any) -> bool:
     offset = others - (grasp.position + moved)
     along = np.abs(offset @ grasp.fingers)
     across = np.abs(offset @ np.cross(DOWN, grasp.fingers))
-    above = (offset[:, 2] > 0.04) & (offset[:, 2] < 0.25)
+    above = (offset[:, 2] > 0.03) & (offset[:, 2] < 0.25)
     return bool(((along < HAND[0]) & (across < HAND[1]) & above).any())
 
 
-def _at_rim(rim: np.ndarray, axis: np.ndarray) -> Grasp:
-    centre = middle(rim)
-    radius = float((rim @ axis).max() - centre @ axis)
-    position = centre + axis * (radius - 0.006)
-    position[2] = rim[:, 2].max() - RIM_DEPTH
-    return Grasp(position, axis, rim=True)
-
-
-def _room(grasp: Grasp, others: np.ndarray) -> float:
-    """Distance (m, at most 0.06) from where the outer finger goes down to what stands there."""
-    outside = grasp.position + grasp.fingers * 0.035
+def _tightness(grasp: Grasp, points: np.ndarray, others: np.ndarray) -> float:
+    """Cost (m): how wide the fingers open, or how little room the outer one has at a rim."""
+    if not grasp.rim:
+        return float(np.ptp(points @ grasp.fingers))
+    outside = grasp.position + grasp.fingers * 0.04
     others = others[others[:, 2] > grasp.position[2] - 0.02]
-    return min([0.06, *np.linalg.norm(others[:, :2] - outside[:2], axis=1)])
+    room = min([0.06, *np.linalg.norm(others[:, :2] - outside[:2], axis=1)])
+    return BLOCKED * (room < 0.015) - room
 
 
 def _distinct(ranked: List[Grasp]) -> List[Grasp]:

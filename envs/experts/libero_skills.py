@@ -11,7 +11,7 @@ from typing import Iterator
 import numpy as np
 
 from envs.experts.libero_geometry import DOWN, Geometry, narrow_axis, unit
-from envs.experts.libero_grasps import HAND, grasp_of, roomiest_fingers
+from envs.experts.libero_grasps import HAND, Grasp, grasp_of, roomiest_fingers
 
 OPEN, CLOSED = -1.0, 1.0
 CLEARANCE = 0.10
@@ -58,18 +58,26 @@ def put(geometry: Geometry, attempt: int, name: str, target: str) -> Skill:
         return
     yield from lift(geometry, attempt, name, place)
     grip, fingers, _ = geometry.gripper()
-    if grip[2] - geometry.object_points(name)[:, 2].max() > 0.03:
-        return  # nothing in the hand: the next attempt plans anew
+    if not _is_held(geometry, name):
+        return  # the next attempt plans anew
     held = hanging(geometry, name)
     over = place - held
     tallest = geometry.highest_between(name, grip, over, HAND[0])
     over[2] = max(over[2] + 0.03, grip[2], tallest - held[2] + 0.03)
     yield Waypoint(np.array([*grip[:2], over[2]]), fingers, CLOSED)
     yield Waypoint(over, fingers, CLOSED, speed=0.5)
+    if not _is_held(geometry, name):
+        return
     goal = place - hanging(geometry, name)  # it may have turned or slipped on the way
     yield Waypoint(goal, fingers, CLOSED, speed=0.5)
     yield Waypoint(goal, fingers, OPEN, dwell=8)
     yield Waypoint(goal + [0, 0, CLEARANCE], fingers, OPEN)
+
+
+def _is_held(geometry: Geometry, name: str) -> bool:
+    points, grip = geometry.object_points(name), geometry.gripper()[0]
+    beyond = np.maximum(points.min(0) - grip, grip - points.max(0))
+    return bool(beyond.max() < 0.03)
 
 
 def hanging(geometry: Geometry, name: str) -> np.ndarray:
@@ -106,14 +114,21 @@ def is_flat(points: np.ndarray) -> bool:
 
 def lift(geometry: Geometry, attempt: int, name: str, place: np.ndarray) -> Skill:
     """Close the fingers around an object, so that the hand fits at its new place, and raise it."""
-    grasp = grasp_of(geometry, name, attempt, place)
-    top = geometry.object_points(name)[:, 2].max()
-    above = np.array([*grasp.position[:2], top + CLEARANCE])
-    high = np.maximum(above, [-np.inf, -np.inf, geometry.gripper()[0][2] - 0.05])
-    yield Waypoint(high, grasp.fingers, OPEN)
+    grasp = grasp_of(geometry, name, place, attempt)
+    yield _above(geometry, name, grasp)
+    grasp = grasp_of(geometry, name, place, side=grasp.fingers)  # it may have settled meanwhile
     yield Waypoint(grasp.position, grasp.fingers, OPEN)
     yield Waypoint(grasp.position, grasp.fingers, CLOSED, dwell=10)
     yield Waypoint(grasp.position + [0, 0, CLEARANCE + 0.02], grasp.fingers, CLOSED)
+
+
+def _above(geometry: Geometry, name: str, grasp: Grasp) -> Waypoint:
+    """Over a grasp, high enough to pass over whatever stands on the way there."""
+    here = geometry.gripper()[0]
+    height = max(geometry.object_points(name)[:, 2].max() + CLEARANCE, here[2] - 0.05)
+    above = np.array([*grasp.position[:2], height])
+    above[2] = max(height, geometry.highest_between(name, here, above, HAND[0]) + 0.03)
+    return Waypoint(above, grasp.fingers, OPEN)
 
 
 def resting_place(geometry: Geometry, name: str, target: str) -> np.ndarray:
