@@ -73,10 +73,10 @@ BENCHMARKS: Dict[str, Benchmark] = {
             translation_scale=STEP, rotation="euler", rotation_scale=0.5, gripper_close=1
         ),
         recipe=TrainingRecipe(
-            steps=1500,
+            steps=1000,
             batch=64,
             lr=2e-3,
-            checkpoints=(1500,),
+            checkpoints=(1000,),
             normalisation="identity",
             augmentation="mirror",
             warmup=50,

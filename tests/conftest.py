@@ -34,7 +34,8 @@ def ray_cluster():
         ray.init(
             address="local",
             num_cpus=4,
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train asks its state API while it starts
+            dashboard_port=0,
             _temp_dir=folder,
             runtime_env={"env_vars": {"VLA_HOME": os.environ["VLA_HOME"]}},
         )

@@ -48,7 +48,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Trials:
-    """What every checkpoint is tested on. film: videos per task and outcome."""
+    """What every checkpoint is tested on; controls (untrained, wrong word) on half of it.
+
+    film: videos per task and outcome.
+    """
 
     tasks: tuple[str, ...]
     each: int
@@ -171,18 +174,18 @@ class Sweep:
         if trials.wrong_word:
             pairs.append(("wrong-word", last, WRONG_WORD))
         return [
-            Result(run.name, label, self._score(checkpoint, mode, trials))
+            Result(run.name, label, self._score(checkpoint, label, mode, trials))
             for label, checkpoint, mode in pairs
         ]
 
-    def _score(self, checkpoint: Checkpoint, mode: str, trials: Trials) -> Wanted:
+    def _score(self, checkpoint: Checkpoint, label: str, mode: str, trials: Trials) -> Wanted:
         return Wanted(
             checkpoint=checkpoint,
             benchmark=self.benchmark,
             horizon=trials.horizon,
             fingerprint=self.fingerprint,
             tasks=trials.tasks,
-            trials=trials.each,
+            trials=trials.each if label == "trained" else -(-trials.each // 2),
             mode=mode,
             instruct=trials.wrong_word if mode == WRONG_WORD else None,
         )

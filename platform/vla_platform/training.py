@@ -145,11 +145,9 @@ def _worker(config: dict[str, Any]) -> None:
         said[0] = now
         left = (now - began) * (steps - step) / max(1, step)
         figures = " ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+        pace = f"{now - began:.0f}s, ~{left:.0f}s left"
         # Workers' output is what Ray carries to the driver and the dashboard's job log.
-        print(  # noqa: T201
-            f"{config['title']}: step {step}/{steps} {now - began:.0f}s, ~{left:.0f}s left, {figures}",
-            flush=True,
-        )
+        print(f"{config['title']}: step {step}/{steps} {pace}, {figures}", flush=True)  # noqa: T201
 
     with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
         scratch = Path(name)

@@ -67,7 +67,9 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_weights(store, tmp_path)
     assert metrics
 
 
-def test_an_error_of_the_loop_is_raised_not_swallowed(store):
+def test_an_error_of_the_loop_is_raised_not_swallowed(store, monkeypatch):
+    monkeypatch.setattr(training, "MAX_FAILURES", 0)
+
     def broken(job, sink):
         raise ValueError("the loop's own words")
 

@@ -37,7 +37,8 @@ class Question:
 
 def cell(point: np.ndarray) -> str:
     """Name of the cell over a table position (x, y) in metres; y grows away from the robot."""
-    column, row = (int(np.clip(v / TABLE * GRID, 0, GRID - 1)) for v in (point[0], TABLE - point[1]))
+    from_left_and_top = point[0], TABLE - point[1]
+    column, row = (int(np.clip(v / TABLE * GRID, 0, GRID - 1)) for v in from_left_and_top)
     return _cell(row, column)
 
 
