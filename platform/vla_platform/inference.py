@@ -34,7 +34,14 @@ MOST_POLICIES = 4
 
 
 class Policy(Protocol):
-    """All the platform knows of a policy."""
+    """All the platform knows of a policy.
+
+    batch_invariant: whether, at a fixed shape, company leaves actions bit-identical; if not,
+    observations are answered one by one.
+    """
+
+    @property
+    def batch_invariant(self) -> bool: ...
 
     def act(self, observations: Sequence[Observation], length: int | None) -> np.ndarray:
         """Action chunks float32 [B, k, 7] in the benchmark's units, at one fixed `length`."""
@@ -118,7 +125,10 @@ class Replica:
         policy = self._policy(backlog[0])
         group = policy.group(backlog[0].observation)
         same = self._same_policy(backlog)
-        return [r for r in same if policy.group(r.observation) == group][: self.batch]
+        return [r for r in same if policy.group(r.observation) == group][: self._size(policy)]
+
+    def _size(self, policy: Policy) -> int:
+        return self.batch if policy.batch_invariant else 1
 
     def _same_policy(self, backlog: list[_Request]) -> list[_Request]:
         return [r for r in backlog if r.checkpoint == backlog[0].checkpoint]
@@ -136,7 +146,8 @@ class Replica:
     def _answer(self, batch: list[_Request]) -> None:
         policy = self.policies[batch[0].checkpoint.digest]
         length = policy.group(batch[0].observation)
-        chunks = policy.act(padded([r.observation for r in batch], self.batch), length)
+        seen = padded([request.observation for request in batch], self._size(policy))
+        chunks = policy.act(seen, length)
         for request, chunk in zip(batch, chunks[: len(batch)], strict=True):
             request.answer.set_result(_checked(chunk))
 

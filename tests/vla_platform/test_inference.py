@@ -60,6 +60,8 @@ def test_actions_are_the_same_alone_and_in_any_company(tmp_path, backbone):
 
 
 class Broken:
+    batch_invariant = True
+
     def __init__(self, answer):
         self.answer = answer
 

@@ -139,6 +139,12 @@ class ActionQueryPolicy(nn.Module):
             return images
         return resize(resize(images, self.image_px, spec.resample), side, spec.resample)
 
+    @property
+    def batch_invariant(self) -> bool:
+        """False for mixtures of experts: how many tokens an expert gets, and with it the shape
+        of its products and their rounding, depends on who shares the batch."""
+        return getattr(self.vlm.config.get_text_config(), "num_experts", None) is None
+
     def group(self, observation: Observation) -> int:
         """Total tokens, rounded up: prompts of one group share a batch at one fixed shape.
 
