@@ -11,7 +11,8 @@ class Cluster:
 
     workers: training workers (min, max); equal numbers switch elasticity off.
     zero, precision, micro_batch, threads: see `vlm4vla.train.Engine`.
-    slots: simulators per rollout host; hosts: (min, max) rollout hosts.
+    slots: simulators per rollout host, at most; hosts: rollout hosts; simulator_cores: cores
+    that a host may fill with simulators, of which heavy ones take a whole core each.
     batch: observations per inference call, always padded to this many.
     gpu_share: GPUs per inference replica; replicas: how many.
     """
@@ -26,6 +27,7 @@ class Cluster:
     slots: int
     hosts: int
     cpus_per_host: float
+    simulator_cores: int
     replicas: int
     batch: int
     gpu_share: float
@@ -43,6 +45,7 @@ CLUSTERS: dict[str, Cluster] = {
         slots=16,
         hosts=2,
         cpus_per_host=0.1,
+        simulator_cores=1,
         replicas=1,
         batch=16,
         gpu_share=0,
@@ -58,6 +61,7 @@ CLUSTERS: dict[str, Cluster] = {
         slots=8,
         hosts=12,
         cpus_per_host=8,
+        simulator_cores=8,
         replicas=1,
         batch=32,
         gpu_share=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from envs.api import Benchmark
 from vla_platform import artifacts, demos, evaluation, session, training
@@ -206,7 +206,10 @@ class Sweep:
     def _pool(self) -> Pool:
         """One pool for the whole sweep, started with the first episode to play."""
         self._connect()
-        self.pool = self.pool or Pool(self.store, self.science.load_policy, self.cluster)
+        if self.pool is None:
+            carried = self.benchmark.per_core * self.cluster.simulator_cores
+            cluster = replace(self.cluster, slots=min(self.cluster.slots, carried))
+            self.pool = Pool(self.store, self.science.load_policy, cluster)
         return self.pool
 
     def __enter__(self) -> Sweep:
