@@ -42,7 +42,8 @@ class Fake:
     """Counts steps into its image; the other tasks fail in the way they are named."""
 
     def __init__(self, benchmark: Benchmark) -> None:
-        assert dataclasses.replace(benchmark, tasks=TASKS) == ROW
+        assert dataclasses.replace(benchmark, tasks=TASKS, simulator_args={}) == ROW
+        self.episodes_per_process = benchmark.simulator_args.get("episodes_per_process")
         self.benchmark = benchmark
 
     def reset(self, task, initial_state, seed, record):

@@ -1,5 +1,6 @@
 """The supervisor: every way a child can fail, and that nothing outlives its parent."""
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -144,6 +145,16 @@ def test_a_child_outlives_the_thread_that_started_it(fake):
     thread.join()
     time.sleep(0.2)
     assert fake.execute(ACTIONS).steps == 4
+
+
+def test_a_child_is_replaced_after_the_episodes_that_its_simulator_allows():
+    row = dataclasses.replace(ROW, simulator_args={"episodes_per_process": 2})
+    pids = []
+    with SimulatorProcess(row) as process:
+        for _ in range(5):
+            process.reset("count", 0, 0)
+            pids.append(child_pid(process))
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
 def test_many_simulators_live_in_one_process():
