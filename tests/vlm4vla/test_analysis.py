@@ -7,8 +7,14 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from matplotlib import cbook
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_confint, proportion_effectsize
 
 from vlm4vla import analysis
 from vlm4vla.analysis import (
@@ -248,13 +254,70 @@ def test_a_perfect_line_and_too_few_points():
             correlate(x, y)
 
 
-def test_against_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for only_a, only_b in ((3, 9), (0, 4), (20, 31)):
+# Other people's code as oracle
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 24), (5, 24), (37, 96), (250, 500)])
+def test_wilson_against_scipy_and_statsmodels(successes: int, trials: int):
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    theirs = proportion_confint(successes, trials, method="wilson")
+    assert wilson(successes, trials) == pytest.approx(theirs, abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(COUNTS, COUNTS)
+def test_mcnemar_against_scipy_and_statsmodels(only_a: int, only_b: int):
+    theirs = statsmodels_mcnemar([[7, only_a], [only_b, 9]], exact=True).pvalue
+    assert mcnemar(only_a, only_b) == pytest.approx(theirs)
+    if only_a + only_b:
         expected = stats.binomtest(only_a, only_a + only_b).pvalue
         assert mcnemar(only_a, only_b) == pytest.approx(expected)
-    expected = stats.binomtest(37, 96).proportion_ci(method="wilson")
-    assert wilson(37, 96) == pytest.approx((expected.low, expected.high))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12))
+def test_holm_against_statsmodels(p_values: list[float]):
+    expected = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == pytest.approx(list(expected))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=5, max_size=20))
+def test_correlation_against_scipy(points: list[tuple[float, float]]):
+    x, y = (list(values) for values in zip(*points, strict=True))
+    assume(np.std(x) > 1e-3 and np.std(y) > 1e-3)
+    found, theirs, line = correlate(x, y), stats.pearsonr(x, y), stats.linregress(x, y)
+    assume(abs(theirs.statistic) < 0.999999)
+    interval = theirs.confidence_interval()
+    expected = (theirs.statistic, interval.low, interval.high)
+    assert tuple(found.r) == pytest.approx(expected, abs=1e-6)
+    fitted = (line.slope, line.intercept)
+    assert (found.slope, found.intercept) == pytest.approx(fitted, abs=1e-6)
+
+
+def test_paired_bootstrap_against_scipy():
+    a, b = np.repeat([1, 1, 0, 0], (40, 30, 14, 16)), np.repeat([1, 0, 1, 0], (40, 30, 14, 16))
+    theirs = stats.bootstrap(
+        (a - b,), np.mean, method="percentile", n_resamples=20_000, rng=0
+    ).confidence_interval
+    found = paired_bootstrap(30, 14, 100)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.011)
+
+
+def test_sample_size_against_statsmodels():
+    effect = proportion_effectsize(0.75, 0.5)
+    theirs = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
+    assert trials_to_tell_apart(0.5, 0.75) == pytest.approx(theirs, rel=0.06)
+
+
+def test_boxes_against_matplotlib():
+    values = [*np.random.default_rng(0).normal(size=30).tolist(), 9.0]
+    (theirs,) = cbook.boxplot_stats(values)
+    found = box(values)
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    assert found[:5] == pytest.approx([theirs[name] for name in names])
+    assert list(found.outliers) == pytest.approx(sorted(theirs["fliers"]))
 
 
 def test_the_module_needs_no_torch():
