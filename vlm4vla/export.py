@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from envs.api import ActionSpec, Benchmark
 from vlm4vla.data.normalise import Normaliser
@@ -17,13 +19,22 @@ WEIGHTS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 
 
-def save_policy(policy: ActionQueryPolicy, run: Run, benchmark: Benchmark, folder: Path) -> None:
-    """Write weights (every key, tied ones too) and what is needed to use them."""
-    state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
-    # safetensors refuses tensors that share memory, so tied weights get copies of their own.
-    save_file(
-        {name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS
-    )
+def save_policy(
+    policy: ActionQueryPolicy,
+    run: Run,
+    benchmark: Benchmark,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights (every key, tied ones too) and what is needed to use them.
+
+    weights: a copy of the policy's in host memory, made here if absent.
+    """
+    if weights is None:
+        # safetensors refuses tensors that share memory, so tied weights get copies of their own.
+        state = policy.state_dict()
+        weights = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in state.items()}
+    save_file(dict(weights), folder / WEIGHTS)
     normaliser = policy.normaliser
     description = {
         "run": dataclasses.asdict(run),
