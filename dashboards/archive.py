@@ -1,0 +1,107 @@
+"""The store as dashboards see it: keys and bytes in a folder or behind S3, read-only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pyarrow import fs
+
+READERS = 16
+"""Threads for many small objects: on S3 the wait is the network's."""
+T = TypeVar("T")
+
+
+class ArchiveError(Exception):
+    """The store cannot be read; the message names the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Keys are relative to the store. `url` never holds credentials: the environment does."""
+
+    url: str
+    files: fs.FileSystem
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Every key under the folder `prefix`, sorted; none when it does not exist."""
+        selector = fs.FileSelector(prefix.rstrip("/"), recursive=True, allow_not_found=True)
+        with _explained(self.url):
+            found = self.files.get_file_info(selector)
+        keys = (info.path for info in found if info.type == fs.FileType.File)
+        return sorted(key for key in keys if not _hidden(key))
+
+    def get(self, key: str) -> bytes:
+        """The key's bytes; KeyError when absent."""
+        with _explained(self.url):
+            try:
+                with self.files.open_input_stream(key) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                raise KeyError(key) from None
+
+    def each(self, keys: Iterable[str], work: Callable[[str, bytes], T]) -> Iterator[T]:
+        """work(key, bytes) of every key, in order; several are fetched at once."""
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(lambda key: work(key, self.get(key)), keys)
+
+
+class _explained:  # noqa: N801
+    """OSErrors of the file system as one sentence."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise ArchiveError(
+                f"cannot read {self.url}: {error}; check the address, the credentials in the"
+                " environment and that the server runs."
+            ) from error
+
+
+def _hidden(key: str) -> bool:
+    return any(part.startswith(".") for part in key.split("/"))
+
+
+def open_archive(url: str) -> Archive:
+    """A folder path, `file://` URL or `s3://bucket/prefix?endpoint=…&region=…`, as the store's.
+
+    ArchiveError when a folder does not exist; S3 is first contacted by the first reading.
+    """
+    if url.startswith("s3://"):
+        return _open_s3(url)
+    scheme, found, rest = url.partition("://")
+    if found and scheme != "file":
+        raise ArchiveError(f"store URL has scheme {scheme!r}; use a folder, file:// or s3://.")
+    folder = Path(unquote(rest) if found else url).expanduser().absolute()
+    if not folder.is_dir():
+        raise ArchiveError(f"there is no store at {folder}; run a study, or name another --store.")
+    return Archive(str(folder), fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()))
+
+
+def _open_s3(url: str) -> Archive:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ArchiveError("the store URL carries credentials; keep them in the environment.")
+    options = dict(parse_qsl(parts.query))
+    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+    scheme, _, host = endpoint.rpartition("://")
+    region = options.get("region") or os.environ.get("AWS_REGION") or "us-east-1"
+    bucket = fs.S3FileSystem(
+        endpoint_override=host or None,
+        scheme=scheme or options.get("scheme", "https"),
+        region=region,
+        connect_timeout=5,
+        request_timeout=30,
+    )
+    root = f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
+    return Archive(f"s3://{root}", fs.SubTreeFileSystem(root, bucket))

@@ -1,0 +1,297 @@
+"""Stored rows of cells, read back with everything that is wrong with them kept apart.
+
+A cell's rows are one compacted file, loose files of one row each, or both (see the ledger's
+layout in `vla_platform.ledger`). Nothing that cannot be trusted enters a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dashboards.archive import Archive
+
+SCHEMA = 1
+"""Version of rows this reads; others are shown as such."""
+COLUMNS = {
+    "key": pa.string(),
+    "task": pa.string(),
+    "initial_state": pa.int64(),
+    "seed": pa.int64(),
+    "instruction": pa.string(),
+    "success": pa.bool_(),
+    "completed": pa.int64(),
+    "steps": pa.int64(),
+    "wall_s": pa.float64(),
+    "finished_at": pa.float64(),
+    "error_count": pa.int64(),
+    "writer": pa.string(),
+    "video": pa.string(),
+    "policy": pa.string(),
+    "benchmark": pa.string(),
+    "horizon": pa.int64(),
+    "instruction_mode": pa.string(),
+    "fingerprint": pa.string(),
+    "profile": pa.string(),
+    "precision": pa.string(),
+    "protocol": pa.int64(),
+}
+"""The columns that are read; a test holds them against the ledger's."""
+IDENTITY = tuple(COLUMNS)[-8:]
+"""Those that all rows of a cell share with its cell.json."""
+ROWS = pa.schema(list(COLUMNS.items()))
+COMPLETE, UNFINISHED, BROKEN = "complete", "unfinished", "broken"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A stored object that cannot be trusted."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An infrastructure error that was recorded; never a result."""
+
+    key: str
+    task: str
+    initial_state: int
+    cause: str
+    message: str
+    finished: bool
+    """Whether the episode has a row after all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sums over a task's episodes. wall_s, steps: totals."""
+
+    name: str
+    successes: int
+    trials: int
+    completed: int
+    steps: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell as stored. fields: of its cell.json, {} when that is unreadable.
+
+    status: "complete" (compacted), "unfinished" (episodes were asked for that are not there,
+    or the study still runs), "broken" (some object cannot be trusted: it has no score).
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    status: str
+    table: pa.Table
+    tasks: tuple[Task, ...]
+    problems: tuple[Problem, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    loose: int = 0
+
+    @property
+    def successes(self) -> int:
+        return sum(task.successes for task in self.tasks)
+
+    @property
+    def trials(self) -> int:
+        return sum(task.trials for task in self.tasks)
+
+    @property
+    def unfinished_episodes(self) -> int:
+        """Episodes of which only infrastructure errors are known."""
+        return len({failure.key for failure in self.failures if not failure.finished})
+
+    def outcomes(self, chained: bool = False) -> dict[str, dict[int, float]]:
+        """task -> initial state -> outcome: success, or subtasks completed of a chain.
+
+        ValueError where one state was played twice (other seeds or instructions).
+        """
+        names = ("task", "initial_state", "completed" if chained else "success")
+        columns = [self.table[name].to_pylist() for name in names]
+        found: dict[str, dict[int, float]] = defaultdict(dict)
+        for task, state, outcome in zip(*columns, strict=True):
+            if state in found[task]:
+                raise ValueError(f"{task} #{state} was played more than once in cell {self.id}")
+            found[task][state] = float(outcome)
+        return dict(found)
+
+
+@dataclass
+class _Keys:
+    """A cell's keys by what they are."""
+
+    compacted: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def read_cells(archive: Archive) -> list[Cell]:
+    """Every cell of the store, by id."""
+    by_cell: dict[str, _Keys] = defaultdict(_Keys)
+    for key in archive.list("cells"):
+        parts = key.split("/")
+        keys = by_cell[parts[1]]
+        if parts[2] == "episodes":
+            keys.loose.append(key)
+        elif parts[2] == "errors":
+            keys.errors.append(key)
+        elif parts[2].startswith("cell-"):
+            keys.compacted.append(key)
+    return [_read_cell(archive, name, keys) for name, keys in sorted(by_cell.items())]
+
+
+def _read_cell(archive: Archive, name: str, keys: _Keys) -> Cell:
+    problems: list[Problem] = []
+    fields = _describe(archive, name, problems)
+    compacted = _tables(archive.each(keys.compacted, _compacted), problems)
+    done = {key for table in compacted for key in table["key"].to_pylist()}
+    left = [key for key in keys.loose if _key_of(key) not in done]
+    loose = _tables(archive.each(left, _loose), problems)
+    table = _each_once(pa.concat_tables([ROWS.empty_table(), *compacted, *loose]), name, problems)
+    problems += _strangers(table, fields, name)
+    finished = set(table["key"].to_pylist())
+    failures = tuple(archive.each(keys.errors, lambda key, data: _failure(data, finished)))
+    status = BROKEN if problems else COMPLETE
+    if not problems and (not compacted or left or any(not f.finished for f in failures)):
+        status = UNFINISHED
+    return Cell(name, fields, status, table, _tasks(table), tuple(problems), failures, len(left))
+
+
+def _describe(archive: Archive, name: str, problems: list[Problem]) -> dict[str, Any]:
+    key = f"cells/{name}/cell.json"
+    try:
+        fields = json.loads(archive.get(key))
+        version = fields.pop("schema")
+        if version != SCHEMA:
+            problems.append(Problem(key, f"written with schema {version}, this reads {SCHEMA}"))
+        return dict(fields)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        problems.append(Problem(key, "does not describe a cell"))
+        return {}
+
+
+def _tables(found: Iterable[pa.Table | Problem], problems: list[Problem]) -> list[pa.Table]:
+    """The tables; problems go to their list."""
+    tables = []
+    for each in found:
+        if isinstance(each, Problem):
+            problems.append(each)
+        else:
+            tables.append(each)
+    return tables
+
+
+def _compacted(key: str, data: bytes) -> pa.Table | Problem:
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    if not key.endswith(f"/cell-{digest}.parquet"):
+        return Problem(key, "its bytes have changed since it was written")
+    return _decode(key, data)
+
+
+def _loose(key: str, data: bytes) -> pa.Table | Problem:
+    table = _decode(key, data)
+    if isinstance(table, pa.Table) and table["key"].to_pylist() != [_key_of(key)]:
+        return Problem(key, "does not hold the one row its name promises")
+    return table
+
+
+def _key_of(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".parquet")
+
+
+def _decode(key: str, data: bytes) -> pa.Table | Problem:
+    """The columns that are shown; anything but readable rows of our schema is a problem."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        theirs = file.schema_arrow
+        wrong = [
+            name
+            for name, kind in (*COLUMNS.items(), ("schema", pa.int64()))
+            if name not in theirs.names or theirs.field(name).type != kind
+        ]
+        wanted = ["schema"] if wrong else ["schema", *COLUMNS]
+        table = file.read(columns=[n for n in wanted if n in theirs.names], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        return Problem(key, f"not readable as Parquet ({type(error).__name__})")
+    versions = set(table["schema"].to_pylist()) - {SCHEMA} if "schema" in theirs.names else set()
+    if versions:
+        found = ", ".join(map(str, sorted(versions)))
+        return Problem(key, f"written with schema {found}, this reads {SCHEMA}")
+    if wrong:
+        return Problem(key, f"lacks columns of schema {SCHEMA}: {', '.join(wrong)}")
+    return table.select(list(COLUMNS)).cast(ROWS)
+
+
+def _strangers(table: pa.Table, fields: Mapping[str, Any], name: str) -> list[Problem]:
+    """Rows that say of themselves that they belong to another cell."""
+    return [
+        Problem(f"cells/{name}", f"holds rows whose {column} is not the cell's")
+        for column in IDENTITY
+        if fields and set(table[column].unique().to_pylist()) - {fields.get(column)}
+    ]
+
+
+def _each_once(table: pa.Table, name: str, problems: list[Problem]) -> pa.Table:
+    """The first row of every key; two different commits of one key are a problem."""
+    first: dict[str, int] = {}
+    keys, writers = table["key"].to_pylist(), table["writer"].to_pylist()
+    for index, key in enumerate(keys):
+        known = first.setdefault(key, index)
+        if writers[known] != writers[index]:
+            problems.append(Problem(f"cells/{name} {key}", "two different rows claim this key"))
+    return table if len(first) == table.num_rows else table.take(list(first.values()))
+
+
+def _failure(data: bytes, finished: set[str]) -> Failure:
+    try:
+        entry = json.loads(data)
+        key = str(entry["key"])
+        return Failure(
+            key,
+            str(entry["task"]),
+            int(entry["initial_state"]),
+            str(entry["cause"]),
+            str(entry["message"])[:400],
+            key in finished,
+        )
+    except (KeyError, TypeError, ValueError):
+        return Failure("?", "?", -1, "unreadable", "this error record cannot be read", False)
+
+
+def _tasks(table: pa.Table) -> tuple[Task, ...]:
+    sums = table.group_by("task", use_threads=False).aggregate(
+        [(name, "sum") for name in ("success", "completed", "steps", "wall_s")] + [("key", "count")]
+    )
+    rows: Sequence[dict[str, Any]] = sums.sort_by("task").to_pylist()
+    return tuple(
+        Task(
+            row["task"],
+            int(row["success_sum"]),
+            row["key_count"],
+            row["completed_sum"],
+            row["steps_sum"],
+            row["wall_s_sum"],
+        )
+        for row in rows
+    )
+
+
+def span(cell: Cell) -> tuple[float, float] | None:
+    """When the cell's first and last episodes finished (seconds since 1970), None if none did."""
+    if not cell.trials:
+        return None
+    times = cell.table["finished_at"].to_numpy()
+    return float(np.min(times)), float(np.max(times))

@@ -1,0 +1,188 @@
+"""Trainings as stored: their configuration, checkpoints, curves and cost, with their cells."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dashboards.archive import Archive
+from dashboards.rows import BROKEN, UNFINISHED, Cell, Problem, read_cells
+
+LONGEST_CURVE = 400
+"""Points kept of a curve: more than a screen shows, and a page stays small."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training. config: the resolved run, {} when no checkpoint describes it.
+
+    checkpoints: weights digest by step. metrics: rows of the training by step, whatever
+    columns it wrote. seconds: of wall clock between the first and the last of them.
+    """
+
+    id: str
+    config: Mapping[str, Any]
+    checkpoints: Mapping[int, str]
+    metrics: tuple[Mapping[str, float], ...]
+    cells: tuple[Cell, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("backbone", self.id))
+
+    @property
+    def benchmark(self) -> str:
+        return str(self.config.get("benchmark", ""))
+
+    @property
+    def steps(self) -> int | None:
+        """Steps it was to be trained for."""
+        return self.config.get("steps")
+
+    @property
+    def trained(self) -> int:
+        """Steps of its last complete checkpoint."""
+        return max(self.checkpoints, default=0)
+
+    @property
+    def seconds(self) -> float:
+        times = [row["time"] for row in self.metrics if "time" in row]
+        return max(times) - min(times) if times else 0.0
+
+    @property
+    def status(self) -> str:
+        """Worst of its own and its cells' states."""
+        states = {cell.status for cell in self.cells}
+        if self.problems or BROKEN in states:
+            return BROKEN
+        short = self.steps is None or self.trained < self.steps
+        return UNFINISHED if short or not self.cells or UNFINISHED in states else "complete"
+
+    def step_of(self, cell: Cell) -> int:
+        return next(s for s, digest in self.checkpoints.items() if digest == cell.fields["policy"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything in a store that people look at.
+
+    strangers: cells of policies that no training here made (remote ones, deleted ones).
+    videos: keys by episode key. fingerprints: environment texts by hash.
+    """
+
+    url: str
+    runs: tuple[Run, ...]
+    strangers: tuple[Cell, ...]
+    videos: Mapping[str, str]
+    fingerprints: Mapping[str, Mapping[str, str]]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return (*(cell for run in self.runs for cell in run.cells), *self.strangers)
+
+
+@dataclass
+class _Parts:
+    """Keys of one run under policies/ and metrics/."""
+
+    complete: list[str] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+
+
+def read_study(archive: Archive) -> Study:
+    """Read the whole store, rows included."""
+    cells = read_cells(archive)
+    by_policy: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_policy[str(cell.fields.get("policy", ""))].append(cell)
+    runs = [_run(archive, name, parts, by_policy) for name, parts in sorted(_keys(archive).items())]
+    mine = {cell.id for run in runs for cell in run.cells}
+    return Study(
+        archive.url,
+        tuple(sorted(runs, key=lambda run: (run.benchmark, run.name, run.id))),
+        tuple(cell for cell in cells if cell.id not in mine),
+        {_stem(key): key for key in archive.list("videos") if key.endswith(".mp4")},
+        {_stem(key): _json(archive, key) for key in archive.list("fingerprints")},
+    )
+
+
+def _keys(archive: Archive) -> dict[str, _Parts]:
+    found: dict[str, _Parts] = defaultdict(_Parts)
+    for key in archive.list("policies"):
+        parts = found[key.split("/")[1]]
+        if key.endswith("/complete.json"):
+            parts.complete.append(key)
+        elif key.endswith("/policy.json"):
+            parts.described.append(key)
+    for key in archive.list("metrics"):
+        if key.endswith(".parquet"):
+            found[key.split("/")[1]].metrics.append(key)
+    return found
+
+
+def _run(
+    archive: Archive, name: str, parts: _Parts, by_policy: Mapping[str, Sequence[Cell]]
+) -> Run:
+    problems: list[Problem] = []
+    config = _config(archive, name, parts, problems)
+    checkpoints: dict[int, str] = {}
+    for key in parts.complete:
+        try:
+            digest = json.loads(archive.get(key))["digest"]
+            checkpoints[int(key.split("/")[2].removeprefix("step-"))] = digest
+        except (KeyError, TypeError, ValueError):
+            problems.append(Problem(key, "does not mark a checkpoint"))
+    cells = [cell for digest in dict.fromkeys(checkpoints.values()) for cell in by_policy[digest]]
+    metrics = _metrics(archive, parts.metrics, problems)
+    return Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems))
+
+
+def _config(archive: Archive, name: str, parts: _Parts, problems: list[Problem]) -> dict[str, Any]:
+    """The resolved run of the newest checkpoint; all of a run's say the same."""
+    for key in reversed(parts.described):
+        try:
+            return dict(json.loads(archive.get(key))["run"])
+        except (KeyError, TypeError, ValueError):
+            problems.append(Problem(key, "does not describe a policy"))
+    return {}
+
+
+def _metrics(
+    archive: Archive, keys: Sequence[str], problems: list[Problem]
+) -> tuple[dict[str, float], ...]:
+    """Rows by step; a step that was trained again after a crash counts once, the last time."""
+    rows: dict[int, dict[str, float]] = {}
+    for key in keys:
+        try:
+            for row in pq.read_table(io.BytesIO(archive.get(key))).to_pylist():
+                rows[int(row["step"])] = {k: v for k, v in row.items() if v is not None}
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
+            problems.append(Problem(key, "does not hold training metrics"))
+    return tuple(rows[step] for step in sorted(rows))
+
+
+def thin(points: Sequence[Any]) -> list[Any]:
+    """At most LONGEST_CURVE of the points, the last among them."""
+    stride = -(-len(points) // LONGEST_CURVE) or 1
+    return list(points[::-1][::stride][::-1])
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2].rpartition(".")[0]
+
+
+def _json(archive: Archive, key: str) -> dict[str, str]:
+    try:
+        return dict(json.loads(archive.get(key)))
+    except (TypeError, ValueError):
+        return {"unreadable": key}
