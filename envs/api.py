@@ -22,12 +22,14 @@ class Observation:
 
     image: uint8 [H, W, 3], RGB, upright as the benchmark's published data shows it.
     views, state: extra cameras and proprioception; withheld unless a policy declares them.
+    seed: what a stochastic policy may draw from: a function of the episode and the replan.
     """
 
     image: np.ndarray
     instruction: str
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: Optional[np.ndarray] = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)

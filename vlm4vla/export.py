@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.api import ActionSpec, Benchmark
 from vlm4vla.data.normalise import Normaliser
-from vlm4vla.policies import ActionQueryPolicy, build_policy
+from vlm4vla.policies import VlmPolicy, build_policy
 from vlm4vla.run import Run
 
 WEIGHTS = "policy.safetensors"
@@ -20,7 +20,7 @@ DESCRIPTION = "policy.json"
 
 
 def save_policy(
-    policy: ActionQueryPolicy,
+    policy: VlmPolicy,
     run: Run,
     benchmark: Benchmark,
     folder: Path,
@@ -45,7 +45,7 @@ def save_policy(
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 
-def load_policy(folder: Path) -> ActionQueryPolicy:
+def load_policy(folder: Path) -> VlmPolicy:
     """The policy in a folder, ready to act; FileNotFoundError when a file is missing."""
     description = json.loads((folder / DESCRIPTION).read_text())
     fields = description["run"]

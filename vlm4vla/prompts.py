@@ -50,15 +50,20 @@ class Prompter:
         return (*self._head, *after)
 
     def actions(
-        self, texts: Sequence[str], length: int | None, query_after_padding: bool
+        self, texts: Sequence[str], length: int | None, after_padding: bool, slots: int = 1
     ) -> Inputs:
-        """A batch whose query follows each prompt's last real token (or the padding)."""
+        """A batch whose slots (the query) follow each prompt's last real token or the padding.
+
+        `query_index` [B] is the first slot.
+        """
         rows = [self.tokens(text) for text in texts]
-        ids, lengths = self._pad_rows([(*row, self._pad) for row in rows], texts, length)
-        index = np.full(len(rows), ids.shape[1] - 1) if query_after_padding else lengths - 1
-        mask = self._mask(ids, lengths - 1)
-        mask[np.arange(len(rows)), index] = 1
-        return {**self._batch(ids, mask), "query_index": torch.from_numpy(index)}
+        spare = [self._pad] * slots
+        ids, lengths = self._pad_rows([(*row, *spare) for row in rows], texts, length)
+        index = np.full(len(rows), ids.shape[1]) if after_padding else lengths
+        mask = self._mask(ids, lengths - slots)
+        places = (index - slots)[:, None] + np.arange(slots)
+        np.put_along_axis(mask, places, 1, axis=1)
+        return {**self._batch(ids, mask), "query_index": torch.from_numpy(index - slots)}
 
     def questions(
         self, texts: Sequence[str], answers: Sequence[str] | None, length: int | None

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from envs.api import ActionSpec, did_you_mean
 from vlm4vla import weights as stored
 from vlm4vla.backbones import backbone
-from vlm4vla.policies.action_query import ActionQueryPolicy, Normaliser
+from vlm4vla.policies.action_query import ActionQueryPolicy
+from vlm4vla.policies.base import Normaliser, VlmPolicy
 from vlm4vla.recipe import RECIPES
 from vlm4vla.run import Run
 from vlm4vla.tokenizers import tokenizer_of
 
-POLICIES: Mapping[str, Any] = {"action_query": ActionQueryPolicy}
+POLICIES: Mapping[str, type[VlmPolicy]] = {"action_query": ActionQueryPolicy}
 
 
 def build_policy(
@@ -31,7 +32,7 @@ def build_policy(
     action_spec: ActionSpec | None = None,
     source: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
-) -> ActionQueryPolicy:
+) -> VlmPolicy:
     """The policy of a run, frozen as the run says; random parts are seeded by `run.seed`.
 
     overrides: fields of the profile's Recipe that the benchmark sets otherwise.
@@ -66,4 +67,4 @@ def build_policy(
     return policy
 
 
-__all__ = ["POLICIES", "ActionQueryPolicy", "Normaliser", "build_policy"]
+__all__ = ["POLICIES", "ActionQueryPolicy", "Normaliser", "VlmPolicy", "build_policy"]
