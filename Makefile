@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight clean
+.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight bench-simulators clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -42,6 +42,9 @@ simulators: libero calvin simpler
 
 preflight: $(READY)  ## start each installed simulator, render a frame, say what is wrong
 	$(BIN)/python -m envs preflight
+
+bench-simulators: $(READY)  ## simulators' steps per second beside rendering every step; QUICK=1 is shorter
+	$(BIN)/python tests/bench/bench_simulators.py $(if $(QUICK),--quick,--json tests/bench/simulators.json)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,19 +1,24 @@
 """Control steps per second: chunked rendering beside rendering every step, in the same run.
 
-    python tests/bench/bench_simulators.py libero_object --steps 400 --processes 1 2 --json out.json
+    make bench-simulators            # QUICK=1 for a few minutes instead of twenty
+    python tests/bench/bench_simulators.py libero_object --json tests/bench/simulators.json
 
-The baseline renders one camera every step. LIBERO's is its own code with hard resets, as
-evaluators run it; the others' is our adapter asked to record, with our resets. Resets are in
-every figure, the first start is not. On a shared machine compare steps per CPU second.
+Every simulator has two baselines. `published` is its own code as evaluators run it (PLAIN): its
+resets, every camera it draws, at every step. `every step` is our adapter drawing the policy's
+one camera at every step, with our resets. Resets are in every figure, the first start is not.
+On a shared machine compare steps per CPU second.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import platform
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,11 +26,32 @@ import numpy as np
 
 from envs.api import Benchmark
 from envs.benchmarks import BENCHMARKS
-from envs.process import SimulatorProcess, interpreter_for
+from envs.process import SimulatorMissing, SimulatorProcess, interpreter_for
 
 EPISODE_STEPS = 200
 HELD = 8
-PLAIN = {"libero": ("tests.envs.libero_plain:Plain", {"fresh": False})}
+PLAIN = {
+    "libero": ("tests.envs.libero_plain:Plain", {"fresh": False}),
+    "calvin": ("tests.envs.calvin_plain:Plain", {"fresh": False}),
+    "simpler": ("tests.envs.simpler_plain:Plain", {}),
+}
+"""Each simulator's published loop, and what it is asked for: one process for all episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured of a benchmark; `steps` are whole episodes, so that resets weigh alike."""
+
+    horizons: tuple[int, ...]
+    steps: int
+    quick_steps: int
+
+
+PLANS = {
+    "libero_object": Plan((8, 4, 2, 1), steps=400, quick_steps=200),
+    "calvin": Plan((10, 4, 2, 1), steps=400, quick_steps=200),
+    "simpler": Plan((4, 2, 1), steps=120, quick_steps=60),
+}
 
 
 @dataclasses.dataclass
@@ -57,7 +83,6 @@ def action_table() -> np.ndarray:
 def measure(process: SimulatorProcess, task: str, steps: int, horizon: int, record: bool) -> Timing:
     """Episodes of at most EPISODE_STEPS until `steps` control steps are done."""
     table, timing = action_table(), Timing()
-    process.reset(task, 0, 0, record=record)
     cpu, began = cpu_seconds(process), time.perf_counter()
     while timing.steps < steps:
         start = time.perf_counter()
@@ -78,85 +103,137 @@ def measure(process: SimulatorProcess, task: str, steps: int, horizon: int, reco
     return timing
 
 
-def together(rows: list[Benchmark], interpreter: str, **measurement) -> dict[str, float]:
-    """The same measurement in one process per row at once; figures of all together."""
-    processes = [SimulatorProcess(row, interpreter) for row in rows]
-    task = rows[0].tasks[0]
-    with ThreadPoolExecutor(len(rows)) as pool:
+Measure = Callable[..., dict[str, float]]
+
+
+@contextlib.contextmanager
+def group(row: Benchmark, count: int, interpreter: str) -> Iterator[Measure]:
+    """`count` processes of one row, started; measures in all of them at once."""
+    processes = [SimulatorProcess(row, interpreter) for _ in range(count)]
+    task = row.tasks[0]
+    with ThreadPoolExecutor(count) as pool, contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
         list(pool.map(lambda process: process.reset(task, 0, 0), processes))
-        timings = list(pool.map(lambda p: measure(p, task, **measurement), processes))
-    for process in processes:
-        process.close()
+
+        def together(**what) -> dict[str, float]:
+            return summary(list(pool.map(lambda p: measure(p, task, **what), processes)))
+
+        yield together
+
+
+def summary(timings: list[Timing]) -> dict[str, float]:
+    """Figures of all processes together; memory of the largest."""
     steps = sum(timing.steps for timing in timings)
+    chunks = sum(timing.chunks for timing in timings)
     return {
         "steps_per_s": steps / max(timing.wall for timing in timings),
         "steps_per_cpu_s": steps / sum(timing.cpu for timing in timings),
         "reset_s": sum(t.resets for t in timings) / sum(t.episodes for t in timings),
+        "chunk_s": sum(t.wall - t.resets for t in timings) / chunks,
+        "chunk_cpu_s": sum(t.cpu for t in timings) / chunks,
         "rss_mb": max(timing.rss_mb for timing in timings),
-        "s_per_chunk": sum(t.wall - t.resets for t in timings) / sum(t.chunks for t in timings),
     }
 
 
-def baseline_row(row: Benchmark) -> tuple[Benchmark, bool]:
-    """The row that renders every step, and whether it does so by recording."""
-    if row.simulator not in PLAIN:
-        return row, True
+def plain_row(row: Benchmark) -> Benchmark:
     adapter, args = PLAIN[row.simulator]
-    return dataclasses.replace(
-        row, simulator=adapter, simulator_args={**row.simulator_args, **args}
-    ), False
+    wanted = {**row.simulator_args, **args}
+    return dataclasses.replace(row, simulator=adapter, simulator_args=wanted)
 
 
-def run(row: Benchmark, options: argparse.Namespace) -> list[dict]:
+def run(row: Benchmark, horizons: tuple[int, ...], steps: int, count: int) -> list[dict]:
+    """Both baselines and ours at each horizon, in `count` processes at once."""
     interpreter = interpreter_for(row.simulator)
-    plain, record = baseline_row(row)
-    results = []
-    for count in options.processes:
-        base = together([plain] * count, interpreter, steps=options.steps, horizon=8, record=record)
-        results.append({"processes": count, "horizon": "every step", **base})
-        for horizon in options.horizons:
-            ours = together(
-                [row] * count, interpreter, steps=options.steps, horizon=horizon, record=False
-            )
-            ours["times"] = ours["steps_per_s"] / base["steps_per_s"]
-            ours["times_cpu"] = ours["steps_per_cpu_s"] / base["steps_per_cpu_s"]
-            results.append({"processes": count, "horizon": horizon, **ours})
-            show(results[-1])
-    return results
+    with group(plain_row(row), count, interpreter) as together:
+        published = together(steps=steps, horizon=horizons[0], record=False)
+    with group(row, count, interpreter) as together:
+        every = together(steps=steps, horizon=horizons[0], record=True)
+        ours = {h: together(steps=steps, horizon=h, record=False) for h in horizons}
+    rows = {"published": published, "every step": every, **ours}
+    return [
+        {
+            "processes": count,
+            "drawn": drawn if isinstance(drawn, str) else f"every {drawn}",
+            "horizon": None if isinstance(drawn, str) else drawn,
+            **figures,
+            "times_published": figures["steps_per_s"] / published["steps_per_s"],
+            "times_every_step": figures["steps_per_s"] / every["steps_per_s"],
+        }
+        for drawn, figures in rows.items()
+    ]
 
 
-def split(results: list[dict]) -> dict[str, float]:
-    """Physics and rendering of one step (s), from chunks of two lengths in one process."""
-    chunks = {r["horizon"]: r["s_per_chunk"] for r in results if r["processes"] == 1}
-    lengths = sorted(length for length in chunks if length != "every step")
-    short, long = lengths[0], lengths[-1]
-    physics = (chunks[long] - chunks[short]) / (long - short)
-    return {"physics_s": physics, "render_s": chunks[short] - short * physics}
+def split(rows: list[dict]) -> dict[str, float]:
+    """Physics and rendering of one step (ms): a line through the chunks of one process."""
+    points = [(r["horizon"], r["chunk_s"]) for r in rows if r["processes"] == 1 and r["horizon"]]
+    physics, render = np.polyfit(*zip(*points, strict=True), 1) * 1e3
+    return {
+        "physics_ms": physics,
+        "render_ms": render,
+        "render_share": render / (physics + render),
+    }
 
 
-def show(result: dict) -> None:
-    figures = {name: value for name, value in result.items() if isinstance(value, float)}
-    text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-    print(f"{result['processes']} process(es), horizon {result['horizon']}: {text}", flush=True)
+COLUMNS = (
+    ("steps/s", "steps_per_s", "{:.1f}"),
+    ("per CPU s", "steps_per_cpu_s", "{:.1f}"),
+    ("× published", "times_published", "{:.1f}"),
+    ("× every step", "times_every_step", "{:.1f}"),
+    ("reset s", "reset_s", "{:.2f}"),
+    ("MB", "rss_mb", "{:.0f}"),
+)
+
+
+def show(name: str, measured: dict) -> None:
+    print(f"\n{name}\nprocesses  {'drawn':<12}" + "".join(f"{c[0]:>14}" for c in COLUMNS))
+    for row in measured["rows"]:
+        cells = "".join(f"{form.format(row[key]):>14}" for _, key, form in COLUMNS)
+        print(f"{row['processes']:<9}  {row['drawn']:<12}{cells}")
+    split = measured.get("split", {})
+    print(
+        "one step: " + ", ".join(f"{key} {value:.3g}" for key, value in split.items()), flush=True
+    )
+
+
+def bench(name: str, processes: list[int], quick: bool) -> dict:
+    plan, row = PLANS[name], BENCHMARKS[name]
+    horizons = (plan.horizons[0], plan.horizons[-1]) if quick else plan.horizons
+    steps = plan.quick_steps if quick else plan.steps
+    rows = [each for count in processes for each in run(row, horizons, steps, count)]
+    measured = {"steps": steps, "rows": rows}
+    return {**measured, "split": split(rows)} if 1 in processes else measured
+
+
+def machine() -> dict[str, str | int]:
+    found = [li for li in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in li]
+    model = found[0].partition(":")[2].strip() if found else platform.machine()
+    return {"cpu": model, "cores": os.cpu_count() or 0}
+
+
+def keep(path: Path, measured: dict[str, dict]) -> None:
+    """Add to what other calls have written there."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, "machine": machine(), **measured}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
-    parser.add_argument("--steps", type=int, default=400, help="control steps per measurement")
-    parser.add_argument("--horizons", type=int, nargs="+", default=[8, 4, 2, 1])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("benchmarks", nargs="*", help=f"of {', '.join(PLANS)}; all by default")
+    parser.add_argument("--processes", type=int, nargs="+", help="1 and 2 by default")
+    parser.add_argument("--quick", action="store_true", help="one process, fewer steps")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    results = run(BENCHMARKS[options.benchmark], options)
-    for result in results:
-        if result["horizon"] == "every step":
-            show(result)
-    if len(options.horizons) > 1 and 1 in options.processes:
-        results.append({"split": split(results)})
-        print(results[-1])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+    processes = options.processes or ([1] if options.quick else [1, 2])
+    for name in options.benchmarks or PLANS:
+        try:
+            measured = bench(name, processes, options.quick)
+        except SimulatorMissing as missing:
+            print(f"{name} is left out: {missing}")
+            continue
+        show(name, measured)
+        if options.json:
+            keep(options.json, {name: measured})
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from envs.calvin_table import PlayTable
 
 
 class PlainTable(PlayTable):
-    episodes_per_process = 1
-
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, fresh: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._fresh = fresh
         self._env.cameras = list(self._cameras.values())
+
+    @property
+    def episodes_per_process(self) -> int | None:
+        return 1 if self._fresh else None
 
     def reset(self, robot: np.ndarray, scene: np.ndarray) -> None:
         self._obs = self._env.reset(robot_obs=robot, scene_obs=scene)
@@ -36,6 +39,9 @@ class PlainTable(PlayTable):
 
 
 class Plain(Calvin):
+    """`fresh`: a new process for each episode (yes); the published evaluator keeps one for all."""
+
     def __init__(self, benchmark: Benchmark) -> None:
-        renderer = benchmark.simulator_args.get("renderer", "auto")
-        super().__init__(benchmark, PlainTable(renderer=renderer))
+        args = benchmark.simulator_args
+        table = PlainTable(args.get("fresh", True), renderer=args.get("renderer", "auto"))
+        super().__init__(benchmark, table)
