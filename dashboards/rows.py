@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dashboards.archive import Archive
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of rows this reads; others are shown as such."""
 COLUMNS = {
     "key": pa.string(),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from envs.hashing import stable_hash
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the fields below; part of every key, raised when their meaning changes."""
 PROTOCOL = 1
 """Version of how an episode is run; raised when the same episode would come out differently."""
@@ -97,6 +97,7 @@ class Row:
 
     success: by the benchmark's rule; success_any, success_last: at some step, at the last one.
     completed: subtasks done in a row (CALVIN's chains); None stands for 0 or 1, as `success`.
+    final_frame: hash of what was seen last, by which a replay is told from another episode.
     video: store key or "". error_count: infrastructure errors that were retried before this.
     wall_s: seconds. finished_at: seconds since 1970, UTC. writer: unique to this commit.
     """
@@ -115,6 +116,7 @@ class Row:
     video: str = ""
     error_count: int = 0
     completed: int | None = None
+    final_frame: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -128,6 +130,18 @@ class Row:
 
 
 _ARROW = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_(), "float": pa.float64()}
+
+
+OUTCOME = (
+    "success",
+    "success_any",
+    "success_last",
+    "steps",
+    "replans",
+    "completed",
+    "final_frame",
+)
+"""The columns that playing the same episode again must repeat."""
 
 
 def _columns() -> Iterator[pa.Field]:
