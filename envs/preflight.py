@@ -11,11 +11,22 @@ import numpy as np
 
 from envs.api import Benchmark
 from envs.benchmarks import BENCHMARKS
-from envs.process import SimulatorDied, SimulatorMissing, SimulatorProcess, interpreter_for
+from envs.process import (
+    SimulatorDied,
+    SimulatorMissing,
+    SimulatorProcess,
+    home,
+    interpreter_for,
+)
 
 CHUNK = 4
 CHUNKS = 5
+REBUILD = "build it again"
 ADVICE: Tuple[Tuple[str, str], ...] = (
+    (
+        "checkout lacks",
+        "clone it whole, with its large files, and name that folder: `make {} SRC=FOLDER`",
+    ),
     (
         r"EGL|eglQuery|libOpenGL",
         "install libegl1, libegl-mesa0 and libgl1-mesa-dri, or set MUJOCO_GL=osmesa",
@@ -42,10 +53,14 @@ ADVICE: Tuple[Tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Check:
-    """What one start of a simulator showed. `problem` is None when everything works."""
+    """What one start of a simulator showed.
+
+    problem: why it does not work, else None. caveat: it works, but its scores mean nothing.
+    """
 
     simulator: str
     problem: Optional[str] = None
+    caveat: str = ""
     advice: str = ""
     installed: bool = True
     facts: Dict[str, str] = field(default_factory=dict)
@@ -64,12 +79,12 @@ def check(row: Benchmark) -> Check:
     try:
         interpreter_for(row.simulator)
     except SimulatorMissing as missing:
-        return Check(row.simulator, str(missing), f"make {row.simulator}", installed=False)
+        return Check(row.simulator, str(missing), advice=f"make {row.simulator}", installed=False)
     try:
         with SimulatorProcess(row) as process:
             return _try_out(row, process)
     except (SimulatorDied, SimulatorMissing) as died:
-        return Check(row.simulator, str(died), advice_for(str(died), row.simulator))
+        return Check(row.simulator, str(died), advice=advice_for(str(died), row.simulator))
 
 
 def _try_out(row: Benchmark, process: SimulatorProcess) -> Check:
@@ -87,7 +102,15 @@ def _try_out(row: Benchmark, process: SimulatorProcess) -> Check:
     problem = frame_problem(first)
     if problem is None and not np.array_equal(first, again):
         problem = "the same reset gave two different frames"
-    return Check(row.simulator, problem, advice_for(problem or "", row.simulator), facts=facts)
+    caveat = "" if problem else lacking(facts)
+    advice = advice_for(problem or caveat, row.simulator)
+    return Check(row.simulator, problem, caveat, advice, facts=facts)
+
+
+def lacking(facts: Dict[str, str]) -> str:
+    """What an adapter's fingerprint says about assets that are not there."""
+    missing = facts.get("missing", "none")
+    return "" if missing == "none" else f"its scores are not valid: the checkout lacks {missing}"
 
 
 def _drive(process: SimulatorProcess) -> Tuple[int, float]:
@@ -122,17 +145,22 @@ def advice_for(problem: str, simulator: str) -> str:
         return ""
     for pattern, advice in ADVICE:
         if re.search(pattern, problem):
-            return advice.replace("build it again", f"run `make {simulator}` again")
-    return f"run `make {simulator}` again, then read the message above"
+            return advice.replace(REBUILD, _rebuild(simulator)).format(simulator)
+    return f"{_rebuild(simulator)}; if it fails again, read the message above"
+
+
+def _rebuild(simulator: str) -> str:
+    """`make` alone takes a finished environment for a complete one."""
+    return f"remove {home() / 'simulators' / simulator} and run `make {simulator}`"
 
 
 def report(check: Check) -> List[str]:
     """The lines to print for one simulator."""
     if not check.installed:
         return [f"{check.simulator}: not installed ({check.advice})"]
-    lines = [f"{check.simulator}: {'works' if check.problem is None else 'FAILS'}"]
+    word = "FAILS" if check.problem is not None else "works, but" if check.caveat else "works"
+    lines = [f"{check.simulator}: {word}"]
     lines += [f"  {name}: {value}" for name, value in check.facts.items()]
-    if check.problem is not None:
-        lines += [f"  {line}" for line in check.problem.strip().splitlines()[-12:]]
-        lines += [f"  advice: {check.advice}"]
-    return lines
+    said = (check.problem or check.caveat).strip().splitlines()
+    lines += [f"  {line}" for line in said[-12:]]
+    return lines + [f"  advice: {check.advice}"] * bool(check.advice)

@@ -57,7 +57,8 @@ class Fake:
 
     def _look(self, value):
         dtype = np.float16 if self.task == "wrong dtype" else np.uint8
-        return Observation(np.full((8, 8, 3), value % 256, dtype), f"count {value}")
+        ramp = (np.arange(0, 160, 20)[:, None, None] + value) % 256
+        return Observation(np.tile(ramp, (1, 8, 3)).astype(dtype), f"count {value}")
 
     def execute(self, actions):
         fault = getattr(self, "_" + self.task, None)
@@ -88,7 +89,7 @@ class Fake:
         time.sleep(600)
 
     def fingerprint(self):
-        return {"fake": "1"}
+        return {"fake": "1", "missing": self.benchmark.simulator_args.get("missing", "none")}
 
     def close(self):
         pass

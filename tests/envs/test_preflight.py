@@ -32,6 +32,16 @@ def test_a_missing_simulator_says_how_to_build_it(monkeypatch, tmp_path, capsys)
     assert capsys.readouterr().out == "libero: not installed (make libero)\n"
 
 
+def test_missing_assets_are_a_caveat_with_advice():
+    row = dataclasses.replace(ROW, simulator_args={"missing": "stages/table.glb"})
+    check = preflight.check(dataclasses.replace(row, tasks=("count",)))
+    assert check.problem is None
+    lines = preflight.report(check)
+    assert lines[0].endswith(": works, but")
+    assert "the checkout lacks stages/table.glb" in lines[-2]
+    assert "SRC=FOLDER" in lines[-1]
+
+
 def test_an_unknown_simulator_names_the_closest(capsys):
     with pytest.raises(SystemExit):
         main(["preflight", "libreo"])
@@ -53,8 +63,15 @@ def test_blank_and_noisy_frames_are_told_from_pictures():
         ("ImportError: Cannot initialize a EGL device display", "libegl1"),
         ("OSError: libOSMesa.so.8: cannot open", "libosmesa6"),
         ("RuntimeError: vk::PhysicalDevice::createDevice: ErrorExtension", "Vulkan driver"),
-        ("FileNotFoundError: LIBERO's assets are not in /x", "run `make libero` again"),
-        ("ModuleNotFoundError: No module named 'robosuite'", "run `make libero` again"),
+        (
+            "FileNotFoundError: LIBERO's assets are not in /x",
+            "simulators/libero and run `make libero`",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'robosuite'",
+            "simulators/libero and run `make libero`",
+        ),
+        ("its scores are not valid: the checkout lacks a.glb b.dae", "`make libero SRC=FOLDER`"),
         ("took longer than 300 s for 'reset' and was killed", "hangs"),
         ("ended during 'execute' with signal SIGKILL", "memory"),
     ],
