@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from dashboards.archive import Archive
 
-SCHEMA = 2
-"""Version of rows this reads; others are shown as such."""
+SCHEMAS = (1, 2)
+"""Versions whose columns below mean the same; rows of others are shown as such."""
 COLUMNS = {
+    "schema": pa.int64(),
     "key": pa.string(),
     "task": pa.string(),
     "initial_state": pa.int64(),
@@ -45,7 +46,7 @@ COLUMNS = {
     "protocol": pa.int64(),
 }
 """The columns that are read; a test holds them against the ledger's."""
-IDENTITY = tuple(COLUMNS)[-8:]
+IDENTITY = ("schema", *tuple(COLUMNS)[-8:])
 """Those that all rows of a cell share with its cell.json."""
 ROWS = pa.schema(list(COLUMNS.items()))
 COMPLETE, UNFINISHED, BROKEN = "complete", "unfinished", "broken"
@@ -174,9 +175,8 @@ def _describe(archive: Archive, name: str, problems: list[Problem]) -> dict[str,
     key = f"cells/{name}/cell.json"
     try:
         fields = json.loads(archive.get(key))
-        version = fields.pop("schema")
-        if version != SCHEMA:
-            problems.append(Problem(key, f"written with schema {version}, this reads {SCHEMA}"))
+        if fields["schema"] not in SCHEMAS:
+            problems.append(Problem(key, _foreign([fields["schema"]])))
         return dict(fields)
     except (AttributeError, KeyError, TypeError, ValueError):
         problems.append(Problem(key, "does not describe a cell"))
@@ -219,20 +219,24 @@ def _decode(key: str, data: bytes) -> pa.Table | Problem:
         theirs = file.schema_arrow
         wrong = [
             name
-            for name, kind in (*COLUMNS.items(), ("schema", pa.int64()))
+            for name, kind in COLUMNS.items()
             if name not in theirs.names or theirs.field(name).type != kind
         ]
-        wanted = ["schema"] if wrong else ["schema", *COLUMNS]
-        table = file.read(columns=[n for n in wanted if n in theirs.names], use_threads=False)
+        wanted = list(COLUMNS) if not wrong else {"schema"} & set(theirs.names)
+        table = file.read(columns=list(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         return Problem(key, f"not readable as Parquet ({type(error).__name__})")
-    versions = set(table["schema"].to_pylist()) - {SCHEMA} if "schema" in theirs.names else set()
-    if versions:
-        found = ", ".join(map(str, sorted(versions)))
-        return Problem(key, f"written with schema {found}, this reads {SCHEMA}")
+    versions = set(table["schema"].unique().to_pylist()) if "schema" in theirs.names else set()
+    if versions - set(SCHEMAS):
+        return Problem(key, _foreign(versions - set(SCHEMAS)))
     if wrong:
-        return Problem(key, f"lacks columns of schema {SCHEMA}: {', '.join(wrong)}")
+        return Problem(key, f"lacks columns that every row has: {', '.join(wrong)}")
     return table.select(list(COLUMNS)).cast(ROWS)
+
+
+def _foreign(versions: Iterable[object]) -> str:
+    found, known = (", ".join(sorted(map(str, these))) for these in (versions, SCHEMAS))
+    return f"written with schema {found}, this reads {known}"
 
 
 def _strangers(table: pa.Table, fields: Mapping[str, Any], name: str) -> list[Problem]:

@@ -1,0 +1,146 @@
+"""What the report's interactive figures are drawn from: plain values for the page's script."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dashboards.report.entries import SHOWN, Line, TableView
+from dashboards.report.scores import RunScore, spread
+from dashboards.runs import Run, thin
+from vlm4vla.analysis import box
+from vlm4vla.audit import paper_tables
+from vlm4vla.capability import Capability, Score, capability
+from vlm4vla.compare import unit
+from vlm4vla.study import FIGURES, TABLES
+
+AXES = (
+    *(("table1", name) for name in ("task1", "task2", "task3", "task4", "task5", "avg_len")),
+    *(("table2", name) for name in ("carrot", "eggplant", "spoon", "cube", "simpler", "libero10")),
+)
+"""Figure 1's axes, around the clock."""
+BENCHMARKS = {"calvin": "CALVIN", "simpler": "SimplerEnv", "libero": "LIBERO"}
+_COLUMNS = {
+    "calvin": ("table1", "avg_len", "calvin"),
+    "simpler": ("table2", "simpler", "simpler"),
+    "libero": ("table2", "libero10", "libero_10"),
+}
+WEIGHT = 1.0
+"""Where Figure 3's slider begins: no down-weighting, for the paper prints none."""
+
+
+def radar(views: Sequence[TableView]) -> dict[str, Any]:
+    """Figure 1: the paper's backbones (dashed) and ours (solid) over all tasks."""
+    lines = _by_place(views)
+    rows = [row for row in paper_tables()["table1_calvin"].rows if not row.endswith("*")]
+    series = []
+    for colour, row in enumerate(rows):
+        paper = [lines[(table, row, name)].paper.value for table, name in AXES]
+        ours = [_ours(lines[(table, row, name)]) for table, name in AXES]
+        series.append({"name": row, "ours": False, "colour": colour, "values": paper})
+        if any(value is not None for value in ours):
+            named = {"name": f"{row} (ours)", "ours": True, "colour": colour, "values": ours}
+            series.append(named)
+    columns = zip(*(one["values"] for one in series), strict=True)
+    tops = [max(v for v in values if v is not None) or 1 for values in columns]
+    axes = [{"name": name, "top": top} for (_, name), top in zip(AXES, tops, strict=True)]
+    return {"axes": axes, "series": series}
+
+
+def _by_place(views: Iterable[TableView]) -> Mapping[tuple[str, str, str], Line]:
+    return {(view.name, line.row, line.column): line for view in views for line in view.lines}
+
+
+def _ours(line: Line) -> float | None:
+    best = line.score.best if line.score.status in SHOWN else None
+    return None if best is None else round(best.value, 3)
+
+
+def scatter(views: Sequence[TableView], scores: Sequence[Score]) -> dict[str, Any]:
+    """Figure 3: a point per backbone and benchmark, ours where measured, else the paper's."""
+    lines, printed = _by_place(views), paper_tables()["figure3_correlation"]
+    rows = [row for row in paper_tables()["table1_calvin"].rows if not row.endswith("*")]
+    placed = {row: capability(row, scores) for row in rows}
+    series = []
+    for name, (table, column, benchmark) in _COLUMNS.items():
+        points = [
+            _point(found, lines[(table, row, column)], benchmark)
+            for row, found in placed.items()
+            if found is not None
+        ]
+        r = printed.shown(name, "r")
+        series.append({"name": BENCHMARKS[name], "points": points, "printed": r})
+    unplaced = [row for row, found in placed.items() if found is None]
+    return {"series": series, "weight": WEIGHT, "unplaced": unplaced}
+
+
+def _point(found: Capability, line: Line, benchmark: str) -> dict[str, Any]:
+    ours = _ours(line)
+    value = line.paper.value if ours is None else ours
+    used = f"{len(found.used)} of {len(found.used) + len(found.missing)} benchmarks"
+    return {
+        "name": found.backbone,
+        "x": found.value,
+        "special": not found.backbone.startswith("qwen"),
+        "y": 100 * value / unit(benchmark),
+        "text": f"{value} ({'paper' if ours is None else 'ours'})",
+        "ours": ours is not None,
+        "used": used,
+    }
+
+
+def boxes(scores: Sequence[RunScore]) -> dict[str, Any]:
+    """Figure 4's entries first, then every other run of the store, by benchmark."""
+    entries = {entry.id: entry for entry in FIGURES["figure4"].entries()}
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in scores:
+        values = spread(one.run)
+        if not values:
+            continue
+        entry = entries.get(one.run.id)
+        title = "Auxiliary tasks, CALVIN" if entry else one.run.benchmark
+        name = entry.row if entry else f"{one.run.name} {how(one.run)}".strip()
+        groups[title].append(_box(name, values, entry.printed if entry else None))
+    ordered = sorted(groups.items(), key=lambda group: group[0] != "Auxiliary tasks, CALVIN")
+    return {"groups": [{"title": title, "boxes": found} for title, found in ordered]}
+
+
+def _box(name: str, values: Sequence[float], paper: float | None) -> dict[str, Any]:
+    found = box(values)
+    ends = {key: getattr(found, key) for key in ("low", "q1", "median", "q3", "high")}
+    return {"name": name, "values": list(values), "paper": paper, **ends}
+
+
+def how(run: Run) -> str:
+    """In what the run differs from its backbone's plain fine-tuning."""
+    config, said = run.config, []
+    if config.get("freeze"):
+        said.append("freeze " + "+".join(config["freeze"]))
+    if config.get("aux"):
+        said.append("+" + str(config["aux"]).rpartition("-")[0])
+    plain = {"init": "pretrained", "prompt": "native", "profile": "paper", "image_px": 224}
+    plain |= {"policy": "action_query", "seed": 0}
+    for name, usual in plain.items():
+        if config and config.get(name, usual) != usual:
+            said.append(f"{name} {config[name]}")
+    return ", ".join(said)
+
+
+def curves(run: Run) -> list[dict[str, Any]]:
+    """Each training metric over steps, thinned."""
+    names = dict.fromkeys(key for row in run.metrics for key in row if key not in ("step", "time"))
+    found = []
+    for name in names:
+        points = [[row["step"], row[name]] for row in run.metrics if _plots(row.get(name))]
+        if len(points) > 1:
+            found.append({"title": name.replace("_", " "), "points": thin(points)})
+    return found
+
+
+def _plots(value: object) -> bool:
+    """Finite: a diverged loss is a gap in the curve, not the end of its axis."""
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+assert set(_COLUMNS) == set(BENCHMARKS) and {table for table, _ in AXES} <= set(TABLES)
