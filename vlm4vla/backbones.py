@@ -87,6 +87,14 @@ _KOSMOS_MODULES = Modules(
     "text_model.lm_head",
 )
 
+_PRISMATIC_MODULES = Modules(
+    "vision_backbone",
+    "projector",
+    "language_model.model",
+    "language_model.model.embed_tokens",
+    "language_model.lm_head",
+)
+
 
 def _qwen(name: str, architecture: str, hub_id: str, config: Mapping[str, Any]) -> Backbone:
     image = ImageSpec(*(_CLIP if architecture == "qwen2.5-vl" else _HALF))
@@ -116,12 +124,24 @@ _ROWS = (
     _paligemma("paligemma-2", "google/paligemma2-3b-pt-224", configs.PALIGEMMA_2),
     _kosmos("kosmos-2", "microsoft/kosmos-2-patch14-224", configs.KOSMOS_2),
 )
+_EXPERT_ROWS = (
+    Backbone(
+        "prism-dinosiglip-224px-7b",
+        "prismatic",
+        "prismatic",
+        "openvla/openvla-7b",
+        configs.PRISMATIC_7B,
+        ImageSpec(*_HALF, fixed_px=224),
+        _PRISMATIC_MODULES,
+    ),
+)
+"""Backbones of expert policies that the paper compares with (4.1.1)."""
 _FULL: Mapping[str, Backbone] = {row.name: row for row in _ROWS}
+_ALL_FULL = (*_ROWS, *_EXPERT_ROWS)
 BACKBONES: Mapping[str, Backbone] = {
-    **_FULL,
-    **{row.name: row for row in map(tiny.derive, _FULL.values())},
+    row.name: row for row in (*_ALL_FULL, *map(tiny.derive, _ALL_FULL))
 }
-"""Every row by name: the paper's nine, and `tiny-` + each of their names."""
+"""Every row by name: the paper's nine, OpenVLA's, and `tiny-` + each of their names."""
 
 
 def backbone(name: str) -> Backbone:

@@ -105,6 +105,11 @@ QWEN3_8B = _qwen3(_text(4096, 12_288, 36, 32, 8), _QWEN3_VISION_27, tied=False)
 QWEN3_30B_A3B = _qwen3(_text(2048, 6144, 48, 32, 4, **_EXPERTS), _QWEN3_VISION_27, tied=False)
 
 
+def _tower(width: int, inner: int, depth: int, **more: Any) -> Config:
+    sizes = {"width": width, "inner": inner, "depth": depth, "heads": 16}
+    return {**sizes, "patch": 14, "image_size": 224, **more}
+
+
 def _paligemma(text: Config) -> Config:
     width = text["hidden_size"]
     return {
@@ -126,6 +131,17 @@ def _paligemma(text: Config) -> Config:
     }
 
 
+PRISMATIC_7B = {
+    "padding": 64,
+    "text_config": _text(
+        4096, 11_008, 32, 32, 32, vocab_size=32_064, max_position_embeddings=4096, rms_norm_eps=1e-5
+    ),
+    # DINOv2 ViT-L with four registers, and SigLIP so400m.
+    "towers": [
+        _tower(1024, 4096, 24, registers=4),
+        _tower(1152, 4304, 27),
+    ],
+}
 PALIGEMMA_1 = _paligemma(_text(2048, 16_384, 18, 8, 1, model_type="gemma"))
 PALIGEMMA_2 = _paligemma(
     _text(2304, 9216, 26, 8, 4, model_type="gemma2", query_pre_attn_scalar=256, sliding_window=4096)

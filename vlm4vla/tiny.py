@@ -40,6 +40,14 @@ _SIGLIP = {
     "image_size": 112,
     "patch_size": 28,
 }
+_TOWER = {
+    "width": HIDDEN // 2,
+    "inner": HIDDEN,
+    "depth": LAYERS + 1,
+    "heads": 4,
+    "patch": 28,
+    "image_size": 112,
+}
 _QWEN_TEXT = dict(_TEXT, num_key_value_heads=2)
 _QWEN_VISION = {
     "depth": LAYERS,
@@ -97,6 +105,12 @@ SIZES: Mapping[str, dict[str, Any]] = {
             "eos_token_id": _id("</s>"),
         },
         "vision_config": _SIGLIP,
+    },
+    "prismatic": {
+        "padding": 0,
+        "text_config": dict(_TEXT, num_key_value_heads=4),
+        # One block more than is read.
+        "towers": [dict(_TOWER, registers=2), _TOWER],
     },
     "qwen2.5-vl": dict(
         _QWEN_IDS,

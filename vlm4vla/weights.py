@@ -67,11 +67,7 @@ def pretrained(
     if row.tiny:
         return _tiny_pretrained(row, Path(source) if source else tiny_file(row), dtype)
     try:
-        return (
-            family_of(row)
-            .model_class(row)
-            .from_pretrained(str(source or row.hub_id), revision=row.revision, dtype=dtype)
-        )
+        return family_of(row).load(row, str(source or row.hub_id), dtype)
     except OSError as error:
         raise FileNotFoundError(
             f"no weights for {row.name!r}: {source or row.hub_id} cannot be read ({error}). "

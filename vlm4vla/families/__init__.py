@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlm4vla.families.base import Family, Inputs, Template
 from vlm4vla.families.kosmos2 import Kosmos2
 from vlm4vla.families.paligemma import PaliGemma
+from vlm4vla.families.prismatic import PrismaticFamily
 from vlm4vla.families.qwen_vl import QwenVL
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, Family] = {
     "kosmos2": Kosmos2(),
     "paligemma": PaliGemma(),
+    "prismatic": PrismaticFamily(),
     "qwen_vl": QwenVL(),
 }
 

@@ -32,6 +32,10 @@ and, with answers, labels [B, T] (-100 outside the answer).
 """
 
 
+ACTION_IDS = 256
+"""Words that stand for actions where a policy answers in tokens."""
+
+
 @dataclass(frozen=True)
 class Template:
     """A prompt: text before the image, text after it, and what closes an answer.
@@ -58,6 +62,17 @@ class Family(ABC):
     @abstractmethod
     def model_class(self, row: Backbone) -> Any:
         """The transformers class, for `from_pretrained`."""
+
+    def load(self, row: Backbone, source: str, dtype: torch.dtype) -> PreTrainedModel:
+        """Pretrained weights from a hub id or a local folder."""
+        return self.model_class(row).from_pretrained(source, revision=row.revision, dtype=dtype)
+
+    def action_ids_end(self, row: Backbone) -> int:
+        """One past the ids that action tokens take: the last ones, which are used the least.
+
+        Tiny vocabularies have no spare words, so theirs grow.
+        """
+        return int(row.config["text_config"]["vocab_size"]) + (ACTION_IDS if row.tiny else 0)
 
     @abstractmethod
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:

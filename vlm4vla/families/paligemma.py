@@ -29,6 +29,10 @@ class PaliGemma(Family):
     def build(self, row: Backbone) -> PreTrainedModel:
         return PaliGemmaForConditionalGeneration(PaliGemmaConfig(**row.config))
 
+    def action_ids_end(self, row: Backbone) -> int:
+        # Beyond the image's own token lie a few spare ids; before it, locations and segments.
+        return super().action_ids_end(row) if row.tiny else int(row.config["image_token_index"])
+
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:
         # The tower has one grid of positions; other sizes are other hub models.
         return int(row.config["vision_config"]["image_size"])
