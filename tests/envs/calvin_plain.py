@@ -1,18 +1,27 @@
-"""CALVIN as its published evaluator runs it: both cameras at every step, calvin_env's own reset.
+"""CALVIN as its published evaluator runs it, and ours with its whole state shown.
 
-What the adapter is compared with. Right only for the first episode of a process.
+The published one draws both cameras at every step and resets as calvin_env does, which is right
+only for the first episode of a process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from envs.api import Benchmark
+from envs.api import Benchmark, Observation
 from envs.calvin import Calvin
 from envs.calvin_table import PlayTable
+
+
+class Traced(Calvin):
+    """Ours; observations carry robot and scene, all 39 numbers."""
+
+    def _observe(self, image: np.ndarray | None = None) -> Observation:
+        return dataclasses.replace(super()._observe(image), state=self.table.state())
 
 
 class PlainTable(PlayTable):
@@ -38,7 +47,7 @@ class PlainTable(PlayTable):
         return np.ascontiguousarray(self._obs["rgb_obs"][f"rgb_{camera}"], dtype=np.uint8)
 
 
-class Plain(Calvin):
+class Plain(Traced):
     """`fresh`: a new process for each episode (yes); the published evaluator keeps one for all."""
 
     def __init__(self, benchmark: Benchmark) -> None:

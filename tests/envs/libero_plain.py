@@ -6,6 +6,8 @@ Both run in LIBERO's interpreter. The plain one compiles at every reset and rend
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 
 import numpy as np
 
@@ -20,6 +22,31 @@ class Traced(Libero):
 
     def _look(self):
         return dataclasses.replace(super()._look(), state=self.scene.state())
+
+
+class Unseen(Libero):
+    """Ours; demonstrations come without pictures, for who only counts successes."""
+
+    def _replay(self, task, initial_state, seed, actions):
+        return []
+
+
+class Noisy(Traced):
+    """Ours, in a process that prints what a driver or a library might."""
+
+    def reset(self, task, initial_state, seed, record):
+        _print_garbage()
+        return super().reset(task, initial_state, seed, record)
+
+    def execute(self, actions):
+        _print_garbage()
+        return super().execute(actions)
+
+
+def _print_garbage():
+    sys.stdout.write("\x00VLA1 garbage" * 50_000)
+    sys.stdout.flush()
+    os.write(2, b"\xff\xfe" * 10_000)
 
 
 class Plain:

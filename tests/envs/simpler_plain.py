@@ -1,14 +1,25 @@
-"""SimplerEnv as its published evaluator runs it: every camera at every step, gym's wrappers."""
+"""SimplerEnv as its published evaluator runs it, and ours with its whole state shown.
+
+The published one draws every camera at every step, through gym's wrappers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import numpy as np
 
-from envs.api import Benchmark
+from envs.api import Benchmark, Observation
 from envs.simpler import Simpler
 from envs.simpler_scene import CAMERA, Scene, prepare
+
+
+class Traced(Simpler):
+    """Ours; observations carry poses and velocities of everything that moves."""
+
+    def _observe(self, image: np.ndarray | None = None) -> Observation:
+        return dataclasses.replace(super()._observe(image), state=self.scene.state())
 
 
 class PlainScene(Scene):
@@ -29,6 +40,6 @@ class PlainScene(Scene):
         return np.asarray(self._obs["image"][CAMERA]["rgb"])
 
 
-class Plain(Simpler):
+class Plain(Traced):
     def __init__(self, benchmark: Benchmark) -> None:
         super().__init__(benchmark, PlainScene)

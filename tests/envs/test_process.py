@@ -40,9 +40,9 @@ def child_pid(process: SimulatorProcess) -> int:
     return process._child.popen.pid
 
 
-def episode(process: SimulatorProcess) -> list:
-    """An undisturbed episode of "count": instructions, steps and outcomes."""
-    first = process.reset("count", 3, 5)
+def episode(process: SimulatorProcess, task: str = "count") -> list:
+    """An episode to its end: instructions, steps and outcomes."""
+    first = process.reset(task, 3, 5)
     results = [process.execute(ACTIONS) for _ in range(3)]
     return [first.instruction] + [(r.observation.instruction, r.steps, r.done) for r in results]
 
@@ -97,8 +97,10 @@ def test_faults_in_a_chunk_are_explained_and_survived(fake, task, says):
 
 
 def test_garbage_on_stdout_changes_nothing(fake):
-    fake.reset("garbage", 0, 0)
-    assert fake.execute(ACTIONS).steps == 4
+    expected = episode(fake)
+    pid = child_pid(fake)
+    assert episode(fake, "garbage") == expected
+    assert child_pid(fake) == pid
 
 
 def test_a_child_killed_between_calls_is_replaced(fake):
