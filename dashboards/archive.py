@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pyarrow import fs
 
 READERS = 16
-"""Threads for many small objects: on S3 the wait is the network's."""
+"""Threads for many small objects behind S3; a folder is read faster without any."""
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -27,6 +28,7 @@ class Archive:
 
     url: str
     files: fs.FileSystem
+    remote: bool = False
 
     def list(self, prefix: str = "") -> list[str]:
         """Every key under the folder `prefix`, sorted; none when it does not exist."""
@@ -46,9 +48,16 @@ class Archive:
                 raise KeyError(key) from None
 
     def each(self, keys: Iterable[str], work: Callable[[str, bytes], T]) -> Iterator[T]:
-        """work(key, bytes) of every key, in order; several are fetched at once."""
+        """work(key, bytes) of every key, in order."""
+        return self.map(lambda key: work(key, self.get(key)), keys)
+
+    def map(self, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """work of every item, in order; over a network several wait at once."""
+        if not self.remote:
+            yield from map(work, items)
+            return
         with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(lambda key: work(key, self.get(key)), keys)
+            yield from pool.map(work, items)
 
 
 class _explained:  # noqa: N801
@@ -104,4 +113,4 @@ def _open_s3(url: str) -> Archive:
         request_timeout=30,
     )
     root = f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
-    return Archive(f"s3://{root}", fs.SubTreeFileSystem(root, bucket))
+    return Archive(f"s3://{root}", fs.SubTreeFileSystem(root, bucket), remote=True)

@@ -151,7 +151,8 @@ def read_cells(archive: Archive) -> list[Cell]:
             keys.errors.append(key)
         elif parts[2].startswith("cell-"):
             keys.compacted.append(key)
-    return [_read_cell(archive, name, keys) for name, keys in sorted(by_cell.items())]
+    cells = sorted(by_cell.items())
+    return list(archive.map(lambda cell: _read_cell(archive, *cell), cells))
 
 
 def _read_cell(archive: Archive, name: str, keys: _Keys) -> Cell:
@@ -161,7 +162,8 @@ def _read_cell(archive: Archive, name: str, keys: _Keys) -> Cell:
     done = {key for table in compacted for key in table["key"].to_pylist()}
     left = [key for key in keys.loose if _key_of(key) not in done]
     loose = _tables(archive.each(left, _loose), problems)
-    table = _each_once(pa.concat_tables([ROWS.empty_table(), *compacted, *loose]), name, problems)
+    table = pa.concat_tables([*compacted, *loose] or [ROWS.empty_table()]).cast(ROWS)
+    table = _each_once(table.combine_chunks(), name, problems)
     problems += _strangers(table, fields, name)
     finished = set(table["key"].to_pylist())
     failures = tuple(archive.each(keys.errors, lambda key, data: _failure(data, finished)))
@@ -226,12 +228,12 @@ def _decode(key: str, data: bytes) -> pa.Table | Problem:
         table = file.read(columns=list(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         return Problem(key, f"not readable as Parquet ({type(error).__name__})")
-    versions = set(table["schema"].unique().to_pylist()) if "schema" in theirs.names else set()
+    versions = set(table["schema"].to_pylist()) if "schema" in theirs.names else set()
     if versions - set(SCHEMAS):
         return Problem(key, _foreign(versions - set(SCHEMAS)))
     if wrong:
         return Problem(key, f"lacks columns that every row has: {', '.join(wrong)}")
-    return table.select(list(COLUMNS)).cast(ROWS)
+    return table.select(list(COLUMNS)).replace_schema_metadata()
 
 
 def _foreign(versions: Iterable[object]) -> str:

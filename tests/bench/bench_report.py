@@ -1,0 +1,114 @@
+"""How long the report takes to build from many rows, and to show its first content.
+
+    PYTHONPATH=.:platform python tests/bench/bench_report.py [--rows 100000] [--json PATH]
+
+The store holds whole SimplerEnv evaluations of 96 trials per cell, compacted as finished
+cells are, and the last cell's rows loose. `loose` repeats the reading with every row in a file
+of its own, as a study is that never finished a cell. First content is Chromium's
+first-contentful-paint of index.html over HTTP, the median of five, where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from vla_platform.rows import encode_row
+
+from dashboards.archive import open_archive
+from dashboards.report.site import build
+from dashboards.rows import read_cells
+from envs.benchmarks import benchmark
+from tests.dashboards.builder import Builder, made, share
+from tests.dashboards.chromium import BINARY, chromium
+from vlm4vla.study import TABLES
+
+SIMPLER = benchmark("simpler")
+
+
+def fill(folder: Path, rows: int, states: int = 24) -> int:
+    """Cells of the study's runs until there are this many rows; returns the number."""
+    builder = Builder(str(folder))
+    runs = [entry.run for entry in TABLES["table2"].entries() if entry.column == "simpler"]
+    runs += [entry.run for entry in TABLES["table3"].entries() if entry.column == "simpler"]
+    done = 0
+    for run in dict.fromkeys(runs):
+        name = builder.train(run, metrics=500)
+        for step in SIMPLER.recipe.checkpoints:
+            for horizon in SIMPLER.horizons:
+                if done >= rows:
+                    return done
+                cell = builder.cell(name, step, horizon, "simpler")
+                last = done + 4 * states >= rows
+                outcomes = dict.fromkeys(SIMPLER.tasks, share(0.5, states))
+                done += len(builder.play(cell, outcomes, compact=not last))
+    return done
+
+
+def fill_loose(folder: Path, rows: int) -> None:
+    builder = Builder(str(folder))
+    cell = builder.cell("loose", 50_000, 4, "simpler")
+    builder.ledger.describe(cell)
+    target = folder / "cells" / cell.id / "episodes"
+    target.mkdir(parents=True)
+    for state in range(rows):
+        row = made(cell, SIMPLER.tasks[state % 4], state, state % 2)
+        (target / f"{row.episode.key}.parquet").write_bytes(encode_row(row))
+
+
+def first_content(folder: Path) -> float | None:
+    """Milliseconds, or None without Chromium."""
+    if not BINARY:
+        return None
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        times = []
+        with chromium() as tab:
+            for _ in range(5):
+                tab.open(f"http://127.0.0.1:{server.server_port}/index.html")
+                paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+                tab.wait(f"{paint} > 0")
+                times.append(tab.value(paint))
+        server.shutdown()
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--loose", type=int, default=0, help="also this many rows, all loose")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    found: dict[str, float | int | None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # Protocols have 96 trials per cell; more states reach 100k rows without 1,042 cells' worth
+        # of runs that no table has.
+        found["rows"] = fill(Path(folder, "store"), args.rows, states=max(24, args.rows // 1600))
+        began = time.perf_counter()
+        built = build(open_archive(str(Path(folder, "store"))), Path(folder, "site"))
+        found |= {"build_s": time.perf_counter() - began, "cells": built.cells, **built.seconds}
+        found["first_content_ms"] = first_content(Path(folder, "site"))
+        if args.loose:
+            fill_loose(Path(folder, "loose"), args.loose)
+            began = time.perf_counter()
+            (cell,) = read_cells(open_archive(str(Path(folder, "loose"))))
+            found |= {"loose": cell.trials, "loose_read_s": time.perf_counter() - began}
+    print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
