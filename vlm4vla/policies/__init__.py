@@ -16,6 +16,7 @@ from vlm4vla.backbones import backbone
 from vlm4vla.policies.action_query import ActionQueryPolicy
 from vlm4vla.policies.base import Normaliser, VlmPolicy
 from vlm4vla.policies.openvla import OpenVlaPolicy
+from vlm4vla.policies.pi0 import Pi0Policy
 from vlm4vla.recipe import RECIPES
 from vlm4vla.run import Run
 from vlm4vla.tokenizers import tokenizer_of
@@ -23,6 +24,7 @@ from vlm4vla.tokenizers import tokenizer_of
 POLICIES: Mapping[str, type[VlmPolicy]] = {
     "action_query": ActionQueryPolicy,
     "openvla": OpenVlaPolicy,
+    "pi0": Pi0Policy,
 }
 
 
