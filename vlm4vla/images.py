@@ -36,6 +36,8 @@ def resize(
     check_images(images)
     if images.shape[1:3] == (side, side):
         return images
+    if resample == "area" and images.shape[1:3] == (2 * side, 2 * side):
+        return _halved(images)
     bchw = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     if resample == "area":
         out = functional.interpolate(bchw.float(), (side, side), mode="area").round_()
@@ -43,6 +45,15 @@ def resize(
         # The uint8 kernel rounds as PIL's does; through float the two drift apart.
         out = functional.interpolate(bchw, (side, side), mode="bicubic", antialias=True)
     return out.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _halved(images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H/2 W/2 3"]:
+    """Means of 2 x 2 pixels: the same bytes as `area` interpolation gives, in a third the time."""
+    batch, height, width, colours = images.shape
+    pairs = (batch, height // 2, 2, width // 2, 2, colours)
+    x = torch.from_numpy(np.ascontiguousarray(images)).float().view(pairs)
+    total = x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]
+    return total.mul_(0.25).round_().to(torch.uint8).numpy()
 
 
 def normalise(planes: UInt8[Tensor, "N 3 P"], spec: ImageSpec) -> Float[Tensor, "N 3 P"]:

@@ -79,7 +79,8 @@ class Kosmos2(Family):
             if name.endswith("patch_embedding.weight"):
                 fan_in_(parameter)
             elif name.endswith("position_embedding.weight"):
-                normal_(parameter, 0.25)
+                # Latents find places by these alone; fainter ones drown in the patches' colours.
+                normal_(parameter, 1.0)
             elif name.endswith("latent_query"):
                 normal_(parameter, 1.0)
             elif name.endswith("embed_tokens.weight"):

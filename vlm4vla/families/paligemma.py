@@ -78,7 +78,7 @@ class PaliGemma(Family):
             if name.endswith("patch_embedding.weight"):
                 fan_in_(parameter)
             elif name.endswith("position_embedding.weight"):
-                normal_(parameter, 0.25)
+                normal_(parameter, 1.0)
             elif name.endswith("embed_tokens.weight"):
                 # Gemma multiplies words by sqrt(D); this is what is left of 0.5.
                 normal_(parameter, 0.5 * parameter.shape[1] ** -0.5)

@@ -124,7 +124,7 @@ class QwenVL(Family):
             elif name.endswith("embed_tokens.weight"):
                 normal_(parameter, 0.5)
             elif ".experts." in name and parameter.ndim == 3:
-                normal_(parameter, parameter.shape[1] ** -0.5)
+                normal_(parameter, parameter.shape[-1] ** -0.5)
 
     def _unit(self, row: Backbone) -> int:
         vision = row.config["vision_config"]
