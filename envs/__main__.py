@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import List, Optional
 
@@ -15,7 +16,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("preflight", help="start simulators and say what is wrong")
     command.add_argument("simulators", nargs="*", help="all of them by default")
+    command.add_argument("-v", "--verbose", action="store_true", help="whole error messages")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING if options.verbose else logging.ERROR)
     try:
         return _preflight(options.simulators)
     except ValueError as error:

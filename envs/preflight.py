@@ -22,6 +22,10 @@ from envs.process import (
 CHUNK = 4
 CHUNKS = 5
 REBUILD = "build it again"
+WRONG = re.compile("error|exception|fail|cannot|missing|not ", re.IGNORECASE)
+NOISE = ("Extension modules", "The above exception", "Traceback")
+TOLD = 4
+"""Lines of a problem that are shown."""
 ADVICE: Tuple[Tuple[str, str], ...] = (
     (
         "checkout lacks",
@@ -29,21 +33,23 @@ ADVICE: Tuple[Tuple[str, str], ...] = (
     ),
     (
         r"EGL|eglQuery|libOpenGL",
-        "install libegl1, libegl-mesa0 and libgl1-mesa-dri, or set MUJOCO_GL=osmesa",
+        "install libegl1, libegl-mesa0 and libgl1-mesa-dri (without EGL, LIBERO draws with "
+        "libosmesa6 and MUJOCO_GL=osmesa, CALVIN with its renderer 'tiny')",
     ),
     (r"OSMesa|osmesa", "install libosmesa6, or set MUJOCO_GL=egl"),
     (r"libGL\.so|libgthread", "install libgl1 and libglib2.0-0"),
     (
         r"[Vv]ulkan|VK_|vk::",
-        "install a Vulkan driver (mesa-vulkan-drivers) and point VK_ICD_FILENAMES at it",
+        "install an NVIDIA driver with Vulkan, or point VK_DRIVER_FILES at another driver's JSON; "
+        f"on Debian 12 without a GPU {REBUILD}, which makes one in software",
     ),
     (
-        r"assets|FileNotFoundError|No such file",
-        "its assets or checkout are incomplete: build it again",
+        r"assets|FileNotFoundError|No such file|Cannot load",
+        f"its assets or checkout are incomplete: {REBUILD}",
     ),
     (
         r"ModuleNotFoundError|ImportError|No module named",
-        "its packages are incomplete: build it again",
+        f"its packages are incomplete: {REBUILD}",
     ),
     (r"longer than", "it hangs: look for a driver that other processes hold, or a full disk"),
     (r"SIGKILL", "the machine may be out of memory: start fewer simulators"),
@@ -154,6 +160,13 @@ def _rebuild(simulator: str) -> str:
     return f"remove {home() / 'simulators' / simulator} and run `make {simulator}`"
 
 
+def brief(problem: str) -> List[str]:
+    """A problem without its tracebacks: how it began, and the last lines that say what is wrong."""
+    lines = problem.splitlines()
+    said = [line for line in lines[1:] if line[:1].strip() and WRONG.search(line)]
+    return lines[:1] + [line for line in said if not line.startswith(NOISE)][-TOLD:]
+
+
 def report(check: Check) -> List[str]:
     """The lines to print for one simulator."""
     if not check.installed:
@@ -161,6 +174,5 @@ def report(check: Check) -> List[str]:
     word = "FAILS" if check.problem is not None else "works, but" if check.caveat else "works"
     lines = [f"{check.simulator}: {word}"]
     lines += [f"  {name}: {value}" for name, value in check.facts.items()]
-    said = (check.problem or check.caveat).strip().splitlines()
-    lines += [f"  {line}" for line in said[-12:]]
+    lines += [f"  {line}" for line in brief(check.problem or check.caveat)]
     return lines + [f"  advice: {check.advice}"] * bool(check.advice)

@@ -61,8 +61,10 @@ def test_blank_and_noisy_frames_are_told_from_pictures():
     ("problem", "advice"),
     [
         ("ImportError: Cannot initialize a EGL device display", "libegl1"),
+        ("ImportError: LIBERO cannot draw: neither libEGL.so.1 nor libOSMesa.so", "libosmesa6"),
+        ("hydra.errors.InstantiationException: error('Cannot load URDF file.')", "incomplete"),
         ("OSError: libOSMesa.so.8: cannot open", "libosmesa6"),
-        ("RuntimeError: vk::PhysicalDevice::createDevice: ErrorExtension", "Vulkan driver"),
+        ("RuntimeError: vk::PhysicalDevice::createDevice: ErrorExtension", "VK_DRIVER_FILES"),
         (
             "FileNotFoundError: LIBERO's assets are not in /x",
             "simulators/libero and run `make libero`",
@@ -78,3 +80,18 @@ def test_blank_and_noisy_frames_are_told_from_pictures():
 )
 def test_advice_fits_the_problem(problem, advice):
     assert advice in preflight.advice_for(problem, "libero")
+
+
+def test_a_problem_is_told_in_a_few_lines():
+    failed = (
+        "simulator x (pid 1) failed in 'reset': Traceback (most recent call last):\n"
+        '  File "worker.py", line 79, in answer\n    return handler(message)\n'
+        "OSError: libvulkan.so.1: cannot open shared object file\n"
+        "Extension modules: numpy.core (total: 80), no error here"
+    )
+    told = preflight.brief(failed)
+    assert told == [
+        failed.splitlines()[0],
+        "OSError: libvulkan.so.1: cannot open shared object file",
+    ]
+    assert "VK_DRIVER_FILES" in preflight.advice_for(failed, "simpler")
