@@ -160,12 +160,14 @@ def _config(archive: Archive, name: str, parts: _Parts, problems: list[Problem])
 def _metrics(
     archive: Archive, keys: Sequence[str], problems: list[Problem]
 ) -> tuple[dict[str, float], ...]:
-    """Rows by step; a step that was trained again after a crash counts once, the last time."""
+    """Rows by step; of a step that was trained again after a crash, the later one."""
     rows: dict[int, dict[str, float]] = {}
     for key in keys:
         try:
             for row in pq.read_table(io.BytesIO(archive.get(key))).to_pylist():
-                rows[int(row["step"])] = {k: v for k, v in row.items() if v is not None}
+                step = int(row["step"])
+                if step not in rows or row["time"] >= rows[step]["time"]:
+                    rows[step] = {k: v for k, v in row.items() if v is not None}
         except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
             problems.append(Problem(key, "does not hold training metrics"))
     return tuple(rows[step] for step in sorted(rows))

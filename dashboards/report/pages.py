@@ -74,12 +74,12 @@ def run_tiles(run: Run) -> list[dict[str, object]]:
     retried = sum(sum(cell.table["error_count"].to_pylist()) for cell in run.cells)
     episodes = sum(cell.trials for cell in run.cells)
     return [
-        tile(f"{run.trained:,} / {run.steps or '?'}", "steps trained"),
+        tile(f"{run.trained:,} / {run.steps:,}" if run.steps else run.trained, "steps trained"),
         tile(duration(run.seconds), "of training"),
         tile(f"{episodes:,}", "episodes"),
         tile(duration(wall), "of simulation, all workers"),
         tile(retried, "infrastructure errors retried"),
-        tile(_when(run), "rolled out"),
+        tile(_when(run), "from first to last episode"),
     ]
 
 

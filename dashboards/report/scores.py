@@ -75,6 +75,8 @@ def run_score(run: Run) -> RunScore:
         said = f"also evaluated under {others} other condition{'s' * (others > 1)}, kept apart"
         found = replace(found, note=f"{found.note}; {said}".removeprefix("; "))
     same = [cell for cell in run.cells if conditions(cell) == conditions(chosen[0])]
+    if found.place:  # at the winner's horizon, where that was played
+        same = [c for c in same if c.fields["horizon"] == found.place.horizon]
     untrained = [c for c in same if c.fields["instruction_mode"] == OWN and not run.step_of(c)]
     confused = [c for c in same if c.fields["instruction_mode"] == WRONG_WORD]
     return RunScore(run, found, winner, others, _control(untrained), _control(confused))

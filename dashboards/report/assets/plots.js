@@ -33,8 +33,12 @@ function ticks(low, high) {
 const short = (value) =>
   Math.abs(value) >= 10000 ? `${+(value / 1000).toPrecision(3)}k` : String(+value.toPrecision(3));
 
+/** Whether the plot is as narrow as a phone: its text must not shrink with it. */
+const narrow = (canvas) => canvas.clientWidth < 480;
+
 /** An SVG with axes; returns it with the functions that place data in it. */
 function frame(canvas, { width = 460, height = 260, x, y, xLabel = "", yLabel = "", xTicks }) {
+  if (narrow(canvas)) [width, height] = [360, 260];
   const svg = draw(canvas, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   const [left, right, top, bottom] = [48, 12, 12, 36];
   const px = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (width - left - right);
@@ -113,37 +117,42 @@ function legend(canvas, names, update) {
 }
 
 function radar(figure, canvas, data) {
-  const place = html(canvas, "div");
   const names = data.series.map((one) => one.name);
   const redraw = (hidden) => {
     place.replaceChildren();
-    const svg = draw(place, "svg", { viewBox: "0 0 640 460", role: "img" });
+    const small = narrow(canvas);
+    const [width, radius] = small ? [360, 105] : [640, 175];
+    const [height, middle] = [2.6 * radius, width / 2];
+    const svg = draw(place, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
     const count = data.axes.length;
     const at = (axis, share) => {
       const angle = (2 * Math.PI * axis) / count - Math.PI / 2;
-      return [320 + 175 * share * Math.cos(angle), 230 + 175 * share * Math.sin(angle)];
+      return [middle + radius * share * Math.cos(angle), height / 2 + radius * share * Math.sin(angle)];
     };
     for (const share of [0.25, 0.5, 0.75, 1]) {
       draw(svg, "polygon", { class: "axis", points: data.axes.map((_, i) => at(i, share)).join(" ") });
     }
     data.axes.forEach((axis, i) => {
       const [x, y] = at(i, 1.12);
-      const anchor = Math.abs(x - 320) < 20 ? "middle" : x < 320 ? "end" : "start";
-      draw(svg, "text", { x, y: y + 4, "text-anchor": anchor }, `${axis.name} (${short(axis.top)})`);
+      const anchor = Math.abs(x - middle) < 20 ? "middle" : x < middle ? "end" : "start";
+      const top = small ? "" : ` (${short(axis.top)})`;
+      draw(svg, "text", { x, y: y + 4, "text-anchor": anchor }, axis.name + top);
     });
     data.series.forEach((one, index) => {
       if (hidden.has(one.name)) return;
-      const found = one.values.map((value, i) => [value, i]).filter(([value]) => value !== null);
-      const corners = found.map(([value, i]) => at(i, value / data.axes[i].top));
+      const corners = one.values.map((value, i) => value !== null && at(i, value / data.axes[i].top));
       const dash = one.ours ? "" : "5 4";
-      draw(svg, "polygon", { points: corners.join(" "), fill: "none", stroke: colour(one.colour), "stroke-width": 1.8, "stroke-dasharray": dash });
-      found.forEach(([value, i], n) => {
-        const mark = draw(svg, "circle", { cx: corners[n][0], cy: corners[n][1], r: 4, fill: colour(one.colour) });
+      one.values.forEach((value, i) => {
+        if (value === null) return;
+        const [[x, y], next] = [corners[i], corners[(i + 1) % count]];
+        if (next) draw(svg, "line", { x1: x, y1: y, x2: next[0], y2: next[1], stroke: colour(one.colour), "stroke-width": 1.8, "stroke-dasharray": dash });
+        const mark = draw(svg, "circle", { cx: x, cy: y, r: 4, fill: colour(one.colour) });
         tell(figure, mark, `${one.name}, ${data.axes[i].name}: ${value}`);
       });
     });
   };
   legend(canvas, names, redraw);
+  const place = html(canvas, "div");
   canvas.querySelectorAll(".legend i").forEach((dot, i) => (dot.style.background = colour(data.series[i].colour)));
   redraw(new Set());
 }
@@ -175,7 +184,7 @@ function scatter(figure, canvas, data) {
     const all = data.series.flatMap((one) => one.points);
     if (!all.length) return html(place, "p", { class: "empty" }, "No backbone has both a sourced capability score and a result.");
     const xOf = (p) => p.x * (p.special ? weight : 1);
-    const at = frame(canvas && place, {
+    const at = frame(place, {
       width: 640, height: 340, x: bounds(all.map(xOf)), y: bounds(all.map((p) => p.y), true),
       xLabel: "general capability, percent", yLabel: "share of the best possible, percent",
     });
@@ -201,20 +210,21 @@ function scatter(figure, canvas, data) {
 }
 
 function boxes(figure, canvas, data) {
-  const row = 34;
+  const small = narrow(canvas);
+  const [row, width, left] = small ? [48, 360, 16] : [34, 640, 230];
   const height = data.boxes.length * row + 34;
-  const svg = draw(canvas, "svg", { viewBox: `0 0 640 ${height}`, role: "img" });
+  const svg = draw(canvas, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   const values = data.boxes.flatMap((one) => [...one.values, ...(one.paper === null ? [] : [one.paper])]);
   const [low, high] = bounds(values);
-  const px = (v) => 210 + ((v - low) / (high - low)) * 410;
+  const px = (v) => left + ((v - low) / (high - low)) * (width - left - 16);
   for (const v of ticks(low, high)) {
     draw(svg, "line", { class: "axis", x1: px(v), x2: px(v), y1: 4, y2: height - 26 });
     draw(svg, "text", { x: px(v), y: height - 10, "text-anchor": "middle" }, short(v));
   }
   data.boxes.forEach((one, index) => {
-    const y = index * row + 20;
+    const y = (index + 1) * row - 14;
     const c = colour(index);
-    draw(svg, "text", { class: "label", x: 200, y: y + 4, "text-anchor": "end" }, one.name);
+    draw(svg, "text", small ? { class: "label", x: left, y: y - 16 } : { class: "label", x: left - 10, y: y + 4, "text-anchor": "end" }, one.name);
     draw(svg, "line", { x1: px(one.low), x2: px(one.high), y1: y, y2: y, stroke: c, "stroke-width": 1.5 });
     draw(svg, "rect", { x: px(one.q1), width: Math.max(1, px(one.q3) - px(one.q1)), y: y - 9, height: 18, fill: c, "fill-opacity": 0.25, stroke: c });
     draw(svg, "line", { x1: px(one.median), x2: px(one.median), y1: y - 9, y2: y + 9, stroke: c, "stroke-width": 2.5 });
