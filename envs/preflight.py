@@ -22,9 +22,10 @@ from envs.process import (
 CHUNK = 4
 CHUNKS = 5
 REBUILD = "build it again"
-WRONG = re.compile("error|exception|fail|cannot|missing|not ", re.IGNORECASE)
-NOISE = ("Extension modules", "The above exception", "Traceback")
-TOLD = 4
+WRONG = re.compile("error|exception|fail|cannot", re.IGNORECASE)
+NOISE = ("Extension modules", "The above exception")
+TRACEBACK = ": Traceback (most recent call last):"
+TOLD = 6
 """Lines of a problem that are shown."""
 ADVICE: Tuple[Tuple[str, str], ...] = (
     (
@@ -162,7 +163,7 @@ def _rebuild(simulator: str) -> str:
 
 def brief(problem: str) -> List[str]:
     """A problem without its tracebacks: how it began, and the last lines that say what is wrong."""
-    lines = problem.splitlines()
+    lines = problem.replace(TRACEBACK, "").splitlines()
     said = [line for line in lines[1:] if line[:1].strip() and WRONG.search(line)]
     return lines[:1] + [line for line in said if not line.startswith(NOISE)][-TOLD:]
 

@@ -91,7 +91,7 @@ def test_a_problem_is_told_in_a_few_lines():
     )
     told = preflight.brief(failed)
     assert told == [
-        failed.splitlines()[0],
+        "simulator x (pid 1) failed in 'reset'",
         "OSError: libvulkan.so.1: cannot open shared object file",
     ]
     assert "VK_DRIVER_FILES" in preflight.advice_for(failed, "simpler")
