@@ -90,6 +90,11 @@ def test_cells_are_numbered_as_the_picture_is_read():
         centre("red")
 
 
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="no questions of kind 'colour'; there are describe"):
+        next(examples(0, "colour"))
+
+
 def test_examples_depend_on_the_seed_alone():
     def texts(seed):
         return [(q.text, q.answer) for _, q in itertools.islice(examples(seed), 50)]

@@ -70,20 +70,23 @@ class Pretrained:
 
 
 def pretrain(backbone: str, seed: int = 0, plan: Plan | None = None) -> Pretrained:
-    """Train until a seed passes the gate: `seed`, `seed` + 1, …; StuckError if none does."""
+    """Train until a seed passes the gate: `seed`, `seed` + 1, …; StuckError if none does.
+
+    ValueError for a full-size row.
+    """
     plan = plan or Plan()
     if not backbone_row(backbone).tiny:
         raise ValueError(f"{backbone!r} is not a tiny row: its weights come from the hub")
     for attempt in range(seed, seed + plan.tries):
         policy = train(backbone, attempt, plan)
         round_to_bf16(policy.vlm)
-        scores = accuracy(policy)
-        log.info("%s, seed %d: %s", backbone, attempt, scores)
-        if scores[GATE] >= plan.gate:
-            return Pretrained(policy, attempt, scores)
+        reached = accuracy(policy, kinds=(GATE,))[GATE]
+        log.info("%s, seed %d: %.1f%% on pointing", backbone, attempt, 100 * reached)
+        if reached >= plan.gate:
+            return Pretrained(policy, attempt, accuracy(policy))
     raise StuckError(
         f"{backbone}: {plan.tries} seeds from {seed} on stayed below {plan.gate:.0%} on pointing "
-        f"questions (the last reached {scores[GATE]:.0%}); train longer or start elsewhere"
+        f"questions (the last reached {reached:.0%}); train longer or start elsewhere"
     )
 
 
@@ -144,7 +147,8 @@ def _step(
 
 
 def _batches(seed: int, plan: Plan) -> Iterator[list[tuple[Scene, Question]]]:
-    stages = (("describe", plan.captions), (None, plan.steps - plan.captions))
+    captions = min(plan.captions, plan.steps)
+    stages = (("describe", captions), (None, plan.steps - captions))
     for kind, steps in stages:
         source = examples(2 * seed + (kind is None), kind)
         for _ in range(steps):

@@ -213,9 +213,11 @@ KINDS: Mapping[str, tuple[Callable[[np.random.Generator, Scene], Question], floa
 
 
 def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Question:
-    """A question about a scene, of a random kind unless one is named."""
+    """A question about a scene, of a random kind unless one is named; ValueError for others."""
     if kind is None:
         kind = str(rng.choice(list(KINDS), p=[share for _, share in KINDS.values()]))
+    if kind not in KINDS:
+        raise ValueError(f"no questions of kind {kind!r}; there are {', '.join(KINDS)}")
     return KINDS[kind][0](rng, scene)
 
 
