@@ -3,10 +3,11 @@
     make bench-simulators            # QUICK=1 for a few minutes instead of twenty
     python tests/bench/bench_simulators.py libero_object --json tests/bench/simulators.json
 
-Every simulator has two baselines. `published` is its own code as evaluators run it (PLAIN): its
-resets, every camera it draws, at every step. `every step` is our adapter drawing the policy's
-one camera at every step, with our resets. Resets are in every figure, the first start is not.
-On a shared machine compare steps per CPU second.
+Two baselines. `published` is the simulator's own code as evaluators run it (PLAIN): its resets
+and all its cameras at every step. `every step` draws the policy's one camera at every
+step: LIBERO by its own code with its hard resets, the others by our adapter with its resets.
+Resets are in every figure, the first start is not. On a shared machine compare steps per CPU
+second.
 """
 
 from __future__ import annotations
@@ -30,28 +31,32 @@ from envs.process import SimulatorMissing, SimulatorProcess, interpreter_for
 
 EPISODE_STEPS = 200
 HELD = 8
+CAMERAS = ["agentview", "robot0_eye_in_hand"]
 PLAIN = {
-    "libero": ("tests.envs.libero_plain:Plain", {"fresh": False}),
+    "libero": ("tests.envs.libero_plain:Plain", {"fresh": False, "cameras": CAMERAS}),
     "calvin": ("tests.envs.calvin_plain:Plain", {"fresh": False}),
     "simpler": ("tests.envs.simpler_plain:Plain", {}),
 }
 """Each simulator's published loop, and what it is asked for: one process for all episodes."""
+EVERY_STEP = {"libero": ("tests.envs.libero_plain:Plain", {"fresh": False})}
+"""Loops that draw one camera at every step, where it is not our own adapter that records."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured of a benchmark; `steps` are whole episodes, so that resets weigh alike."""
+    """What is measured: ours at these horizons; `steps` are one episode's, its reset included."""
 
     horizons: tuple[int, ...]
     steps: int
-    quick_steps: int
 
 
 PLANS = {
-    "libero_object": Plan((8, 4, 2, 1), steps=400, quick_steps=200),
-    "calvin": Plan((10, 4, 2, 1), steps=400, quick_steps=200),
-    "simpler": Plan((4, 2, 1), steps=120, quick_steps=60),
+    "libero_object": Plan((8, 4, 2, 1), steps=EPISODE_STEPS),
+    "calvin": Plan((10, 4, 2, 1), steps=EPISODE_STEPS),
+    "simpler": Plan((4, 2, 1), steps=60),
 }
+EPISODES = 2
+"""Of ours at each horizon; of what draws at every step, one."""
 
 
 @dataclasses.dataclass
@@ -136,32 +141,46 @@ def summary(timings: list[Timing]) -> dict[str, float]:
     }
 
 
-def plain_row(row: Benchmark) -> Benchmark:
-    adapter, args = PLAIN[row.simulator]
-    wanted = {**row.simulator_args, **args}
-    return dataclasses.replace(row, simulator=adapter, simulator_args=wanted)
+def baselines(row: Benchmark) -> dict[str, tuple[Benchmark, bool]]:
+    """The rows that draw at every step, and whether they do so by recording."""
+
+    def plain(adapter: str, args: dict) -> tuple[Benchmark, bool]:
+        wanted = {**row.simulator_args, **args}
+        return dataclasses.replace(row, simulator=adapter, simulator_args=wanted), False
+
+    name = row.simulator
+    every = plain(*EVERY_STEP[name]) if name in EVERY_STEP else (row, True)
+    return {"published": plain(*PLAIN[name]), "every step": every}
 
 
-def run(row: Benchmark, horizons: tuple[int, ...], steps: int, count: int) -> list[dict]:
-    """Both baselines and ours at each horizon, in `count` processes at once."""
-    interpreter = interpreter_for(row.simulator)
-    with group(plain_row(row), count, interpreter) as together:
-        published = together(steps=steps, horizon=horizons[0], record=False)
+def run(row: Benchmark, plan: Plan, episodes: int, count: int) -> list[dict]:
+    """Both baselines over `steps`, and ours at each horizon; in `count` processes at once."""
+    interpreter, found = interpreter_for(row.simulator), {}
+    steps, horizons = plan.steps, plan.horizons
+    for name, (plain, record) in baselines(row).items():
+        with group(plain, count, interpreter) as together:
+            found[name] = together(steps=steps, horizon=horizons[0], record=record)
+    slow = dict(found)
     with group(row, count, interpreter) as together:
-        every = together(steps=steps, horizon=horizons[0], record=True)
-        ours = {h: together(steps=steps, horizon=h, record=False) for h in horizons}
-    rows = {"published": published, "every step": every, **ours}
+        for horizon in horizons:
+            found[horizon] = together(steps=episodes * steps, horizon=horizon, record=False)
     return [
         {
             "processes": count,
             "drawn": drawn if isinstance(drawn, str) else f"every {drawn}",
             "horizon": None if isinstance(drawn, str) else drawn,
             **figures,
-            "times_published": figures["steps_per_s"] / published["steps_per_s"],
-            "times_every_step": figures["steps_per_s"] / every["steps_per_s"],
+            **{f"times_{name}": times(figures, slow[name]) for name in slow},
+            **{
+                f"times_{name}, cpu": times(figures, slow[name], "steps_per_cpu_s") for name in slow
+            },
         }
-        for drawn, figures in rows.items()
+        for drawn, figures in found.items()
     ]
+
+
+def times(ours: dict, theirs: dict, what: str = "steps_per_s") -> float:
+    return ours[what] / theirs[what]
 
 
 def split(rows: list[dict]) -> dict[str, float]:
@@ -179,7 +198,9 @@ COLUMNS = (
     ("steps/s", "steps_per_s", "{:.1f}"),
     ("per CPU s", "steps_per_cpu_s", "{:.1f}"),
     ("× published", "times_published", "{:.1f}"),
-    ("× every step", "times_every_step", "{:.1f}"),
+    ("in CPU", "times_published, cpu", "{:.1f}"),
+    ("× every step", "times_every step", "{:.1f}"),
+    ("in CPU", "times_every step, cpu", "{:.1f}"),
     ("reset s", "reset_s", "{:.2f}"),
     ("MB", "rss_mb", "{:.0f}"),
 )
@@ -198,10 +219,11 @@ def show(name: str, measured: dict) -> None:
 
 def bench(name: str, processes: list[int], quick: bool) -> dict:
     plan, row = PLANS[name], BENCHMARKS[name]
-    horizons = (plan.horizons[0], plan.horizons[-1]) if quick else plan.horizons
-    steps = plan.quick_steps if quick else plan.steps
-    rows = [each for count in processes for each in run(row, horizons, steps, count)]
-    measured = {"steps": steps, "rows": rows}
+    if quick:
+        plan = Plan((plan.horizons[0], plan.horizons[-1]), plan.steps)
+    episodes = 1 if quick else EPISODES
+    rows = [each for count in processes for each in run(row, plan, episodes, count)]
+    measured = {"steps": plan.steps, "episodes": episodes, "rows": rows}
     return {**measured, "split": split(rows)} if 1 in processes else measured
 
 

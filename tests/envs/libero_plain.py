@@ -53,6 +53,7 @@ class Plain:
     """Construct, seed, hard reset, step and render with LIBERO's own code alone.
 
     `fresh`: a new environment for each episode, so that none depends on those before it.
+    `cameras`: which are drawn; the first is what is seen.
     `render`: whether cameras are drawn; the states do not depend on it.
     """
 
@@ -61,6 +62,7 @@ class Plain:
         self.benchmark = benchmark
         self.fresh = benchmark.simulator_args.get("fresh", True)
         self.render = benchmark.simulator_args.get("render", True)
+        self.cameras = benchmark.simulator_args.get("cameras", [CAMERA])
         self.suite = libero_install.suite(benchmark.simulator_args["suite"])
         self.env = None
 
@@ -88,7 +90,7 @@ class Plain:
             has_offscreen_renderer=self.render,
             use_camera_obs=self.render,
             bddl_file_name=libero_install.bddl_path(self.task),
-            camera_names=[CAMERA],
+            camera_names=self.cameras,
             camera_heights=224,
             camera_widths=224,
         )
