@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -162,7 +163,12 @@ class S3Store(Store):
         hasty = self.patience <= PROBE_PATIENCE_S
         try:
             s3 = _client(self.endpoint, self.region, hasty, transfer, os.getpid(), _identity())
-            return ride_out(lambda: action(s3), _transient, self.patience, f"{verb} {key}")
+            return ride_out(
+                lambda: action(s3),
+                functools.partial(_counted, verb),
+                self.patience,
+                f"{verb} {key}",
+            )
         except _caught() as error:
             raise self._explain(verb, key, error) from None
 
@@ -220,6 +226,16 @@ def _status(error: Exception) -> int:
 def _code(error: Exception) -> str:
     response = getattr(_root(error), "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
+
+
+def _counted(verb: str, error: Exception) -> bool:
+    """`_transient`, which a running Ray session also counts: the store's board and alert."""
+    found = _transient(error)
+    if found and "ray" in sys.modules:
+        from vla_platform import metrics  # imports Ray, which a store alone does not need
+
+        metrics.count("vla_store_retries_total", verb=verb)
+    return found
 
 
 def _transient(error: Exception) -> bool:
