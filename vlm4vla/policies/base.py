@@ -78,6 +78,11 @@ class VlmPolicy(nn.Module):
 
     # -- what a kind answers
 
+    @classmethod
+    def check(cls, row: Backbone) -> None:
+        """ValueError for a backbone that the kind cannot use."""
+        return None
+
     @abstractmethod
     def loss(
         self,

@@ -49,15 +49,19 @@ class Pi0Policy(VlmPolicy):
     def __init__(
         self, row: Backbone, vlm: Any, tokenizer: Tokenizer, recipe: Recipe, chunk: int, **more: Any
     ) -> None:
+        self.check(row)
+        super().__init__(row, vlm, tokenizer, recipe, chunk, **more)
+        self.expert = FlowExpert(vlm.config.text_config, row.head_width)
+        if row.tiny:
+            tiny_linear_init(self.expert)
+
+    @classmethod
+    def check(cls, row: Backbone) -> None:
         if row.architecture != ARCHITECTURE:
             raise ValueError(
                 f"pi0 shares PaliGemma-1's attention, so its backbone cannot be {row.name!r}: "
                 f"take {'tiny-' if row.tiny else ''}{ARCHITECTURE}, or another policy kind."
             )
-        super().__init__(row, vlm, tokenizer, recipe, chunk, **more)
-        self.expert = FlowExpert(vlm.config.text_config, row.head_width)
-        if row.tiny:
-            tiny_linear_init(self.expert)
 
     def draws(self, keys: Sequence[Sequence[int]]) -> Inputs:
         """noise [B, k, 7] standard normal; time [B] for training."""
