@@ -102,6 +102,10 @@ class Benchmark:
     """Expert episodes to try per task when demonstrations are collected here."""
     demonstrations_from: int = 1_000_000
     """Initial states from here on are sampled for demonstrations and never evaluated."""
+    confirmation_from: Optional[int] = None
+    """Fresh initial states of the evaluation's own kind begin here; None: after its `trials`."""
+    chain: int = 1
+    """Instructions in a row that an episode asks for; an outcome is the completed share."""
     simulator_args: Mapping[str, Any] = field(default_factory=dict)
 
     def step_limit(self, task: str) -> int:

@@ -45,6 +45,7 @@ BENCHMARKS: Dict[str, Benchmark] = {
             augmentation="shift",
         ),
         dataset="calvin_abc_d",
+        chain=5,
     )
 }
 

@@ -1,21 +1,31 @@
-"""The paper's study, or some of its tables: what it would train and roll out, and the cost.
+"""The paper's study, or some of its tables: runs what is missing, prints the tables.
 
-.venv/bin/python jobs/study.py --dry-run
-.venv/bin/python jobs/study.py --dry-run --tables 5 figure4 --json plan.json
+    .venv/bin/python jobs/study.py --dry-run
+    .venv/bin/python jobs/study.py --tables 1 5
+    ray job submit --working-dir . -- python jobs/study.py --preset cluster --store s3://…
+
+Entries that tables share are trained once; the same command continues after anything.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
+from typing import Any
 
-from vla_platform import artifacts, cli
+from ray import tune
+from vla_platform import artifacts, cli, study_cli
+from vla_platform.contest import Standing
 from vla_platform.store import Store, open_store
+from vla_platform.study import row_of, score_text
 from vla_platform.tables import aligned
 
-from vlm4vla import cost
-from vlm4vla.study import choose
+from vlm4vla import cost, laptop, science
+from vlm4vla.run import Run
+from vlm4vla.stages import stage_of
+from vlm4vla.study import Entry, Figure, Table, choose
 from vlm4vla.study_plan import Bill, Plan
 
 PATIENCE_S = 10.0
@@ -27,19 +37,71 @@ HEADING = (
 
 
 def arguments() -> cli.argparse.Namespace:
-    parser = cli.parser(__doc__.splitlines()[0])
+    parser = study_cli.parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--tables", nargs="+", metavar="NAME", help="table1 (or 1) … table10, figure3, figure4"
     )
     parser.add_argument("--dry-run", action="store_true", help="count and estimate; run nothing")
+    study_cli.add_running(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
     chosen = tuple(choose(args.tables))
-    if not args.dry_run:
-        raise ValueError("only the dry run exists yet: add --dry-run to see what would be run.")
+    return dry_run(args, chosen) if args.dry_run else run(args, chosen)
+
+
+def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
+    small = args.preset == "laptop"
+    wanted = {
+        entry: laptop.shrink(entry.run, entry.table) if small else entry.run
+        for entry in entries(chosen, study_cli.seeds(args))
+        if entry.run is not None
+    }
+    possible = {entry: made for entry, made in wanted.items() if made.aux is None}
+    study = study_cli.study(args, science)
+    runs = list(dict.fromkeys(possible.values()))
+    space = {"run": tune.grid_search([asdict(each) for each in runs])}
+    names = "-".join(part.name for part in chosen) if args.tables else "study"
+    scored = study.score(runs, study_cli.search(args, names, space), from_config)
+    show_tables(possible, scored, small)
+    for stage in sorted({stage_of(made.aux).name for made in wanted.values() if made.aux}):
+        print(f"Left out: runs that start from the auxiliary stage {stage}.")
+    rows = [
+        {"table": e.table, "row": e.row, "column": e.column, **row_of(made, scored[made])}
+        for e, made in possible.items()
+        if made in scored
+    ]
+    cli.write_json(args.json, rows)
+    missing = len(runs) - len(scored)
+    if missing:
+        print(f"{missing} runs have no score; the same command continues")
+    return int(missing > 0)
+
+
+def from_config(config: Mapping[str, Any]) -> Run:
+    return Run(**{**config["run"], "freeze": tuple(config["run"]["freeze"])})
+
+
+def entries(chosen: Sequence[Table | Figure], seeds: Sequence[int]) -> list[Entry]:
+    """Of tables and of those that figures show, each once."""
+    found = (entry for seed in seeds for part in chosen for entry in part.entries(seed))
+    return list(dict.fromkeys(found))
+
+
+def show_tables(possible: Mapping[Entry, Run], scored: Mapping[Any, Standing], small: bool) -> None:
+    for name in dict.fromkeys(entry.table for entry in possible):
+        shape = " (shape only)" if small and name not in laptop.LEARNED else ""
+        lines = [["row", "column", "seed", study_cli.BEST, "in the paper"]]
+        for entry, made in possible.items():
+            if entry.table == name:
+                text = score_text(row_of(made, scored[made])) if made in scored else "not scored"
+                lines.append([entry.row, entry.column, str(made.seed), text, str(entry.printed)])
+        print(f"\n{name}{shape}\n{aligned(lines)}")
+
+
+def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) -> int:
     store = open_store(args.store, PATIENCE_S)
 
     @cache

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vla_platform.store import Store, StoreUnavailableError
@@ -24,6 +24,7 @@ from vla_platform.store import Store, StoreUnavailableError
 log = logging.getLogger(__name__)
 
 TERM_S = 60.0
+POLL_S = 0.5
 _RELEASED = b"released"
 
 
@@ -123,6 +124,26 @@ class Claimant:
         if (number, beat) != self._seen:
             self._seen, self._since = (number, beat), time.monotonic()
         return beat == _RELEASED or time.monotonic() - self._since > self.term_s
+
+
+def turns(
+    store: Store, name: str, done: Callable[[], bool], poll_s: float = POLL_S
+) -> Iterator[contextlib.AbstractContextManager[Lease]]:
+    """A lease to do a piece of work under, as a context; none once it is done, by whomever.
+
+    for turn in turns(store, "datasets/x", lambda: store.exists("x")):
+        with turn:
+            make_x()
+    """
+    claimant = Claimant(store, name)
+    while not done():
+        lease = claimant.try_take()
+        if lease is None:
+            time.sleep(poll_s)
+        elif done():  # by the holder before us
+            lease.release()
+        else:
+            yield lease.kept()
 
 
 def _turn(name: str, number: int) -> str:

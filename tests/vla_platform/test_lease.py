@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from vla_platform import lease as lease_module
-from vla_platform.lease import Claimant, Lease
+from vla_platform.lease import Claimant, Lease, turns
 from vla_platform.store import Store, open_store
 
 
@@ -89,3 +90,22 @@ def test_a_slow_claimant_waits_its_own_whole_term(folder: Store, monkeypatch: py
     assert watcher.try_take() is None, "it has not seen this beat for a whole term"
     now[0] += 11
     assert taken(watcher).number == 2
+
+
+def test_several_workers_do_a_piece_of_work_once(folder: Store):
+    done: list[int] = []
+    at_it: list[int] = []
+
+    def work() -> None:
+        for turn in turns(folder, "work", lambda: bool(done)):
+            with turn:
+                at_it.append(1)
+                time.sleep(0.3)
+                done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(at_it) == 1

@@ -1,0 +1,68 @@
+"""Which learning rate suits which backbone (Table 5)? A grid, or Optuna between its ends.
+
+    .venv/bin/python jobs/lr_sweep.py
+    .venv/bin/python jobs/lr_sweep.py --search optuna --trials 20 --asha
+    ray job submit --working-dir . -- python jobs/lr_sweep.py --preset cluster --store s3://…
+
+Every run is scored by rollouts of its checkpoints as they land, never by its loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ray import tune
+from vla_platform import cli, study_cli
+
+from envs.benchmarks import benchmark
+from vlm4vla import science
+from vlm4vla.backbones import backbone
+from vlm4vla.laptop import LR_SCALE
+from vlm4vla.run import Run
+
+PAPER = (1e-5, 2e-5, 5e-5, 1e-4)
+GRIDS = {"laptop": tuple(lr * LR_SCALE for lr in PAPER), "cluster": PAPER}
+BACKBONES = {
+    "laptop": ("tiny-qwen2.5vl-3b", "tiny-qwen2.5vl-7b", "tiny-paligemma-1"),
+    "cluster": ("qwen2.5vl-3b", "qwen2.5vl-7b", "paligemma-1"),
+}
+BENCHMARKS = {"laptop": "tabletop", "cluster": "calvin"}
+
+
+def arguments() -> cli.argparse.Namespace:
+    parser = study_cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="default: Table 5's")
+    parser.add_argument("--benchmark", help="default: the preset's")
+    parser.add_argument("--lrs", nargs="+", type=float, metavar="LR", help="default: Table 5's")
+    parser.add_argument("--steps", type=cli.positive, help="training steps instead of the recipe's")
+    study_cli.add_search(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    names = [backbone(name).name for name in args.backbones or BACKBONES[args.preset]]
+    where = benchmark(args.benchmark or BENCHMARKS[args.preset]).name
+    lrs = args.lrs or GRIDS[args.preset]
+    study = study_cli.study(args, science)
+    make = partial(run_of, where, args.steps)
+    columns = ("backbone", "lr", "seed")
+    if args.search == "optuna":
+        space = {"backbone": tune.choice(names), "lr": tune.loguniform(min(lrs), max(lrs))}
+        wanted = study_cli.search(args, "lr", {**space, "seed": args.seed})
+        return study_cli.show_search(args, study.search(wanted, make, where), columns)
+    axes = {"backbone": names, "lr": list(lrs), "seed": study_cli.seeds(args)}
+    wanted = study_cli.search(args, "lr", {k: tune.grid_search(v) for k, v in axes.items()})
+    runs = [make(config) for config in study_cli.combinations(axes)]
+    scored = study.score(runs, wanted, make)
+    return study_cli.conclude(args, scored, len(runs), columns, science.across_seeds)
+
+
+def run_of(where: str, steps: int | None, config: Mapping[str, Any]) -> Run:
+    return Run(**config, benchmark=where, steps=steps)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,196 @@
+"""Which checkpoint × horizon of a run is best: played as checkpoints land, the hopeless stopped.
+
+The winner is then played on confirmation states, which took no part in choosing it. What was
+played before is found in the ledger, so a contest that was killed takes the same decisions again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from envs.api import Benchmark
+from vla_platform.artifacts import Checkpoint
+from vla_platform.assignments import Assignment
+from vla_platform.ledger import Ledger
+from vla_platform.rows import Cell, Episode
+
+State = tuple[str, int]
+"""A task and an initial state of it."""
+Outcomes = dict[str, dict[int, float]]
+"""task -> initial state -> outcome, 0 to 1."""
+Play = Callable[[Sequence[Assignment]], None]
+"""Plays episodes and returns when all have rows; raises when some ended in errors."""
+
+
+class UnplayedError(Exception):
+    """Episodes that a score needs have no row, and nobody is there to play them."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a run is scored (paper 3.3): the same for all runs that are compared.
+
+    states: initial states per task that choose the best. confirm: fresh ones per task for the
+    winner, 0 for none. error: probability allowed for stopping a cell that a full evaluation
+    would call best; None plays all. look: states of a cell between two looks.
+    """
+
+    tasks: tuple[str, ...]
+    states: int
+    horizons: tuple[int, ...]
+    confirm: int = 0
+    error: float | None = 0.05
+    look: int = 30
+
+
+class Judge(Protocol):
+    """The statistics, handed in by the job (`vlm4vla.sequential`, `vlm4vla.selection`)."""
+
+    @property
+    def order(self) -> Callable[..., Sequence[State]]: ...
+    @property
+    def hopeless(self) -> Callable[..., set[Any]]: ...
+    @property
+    def select(self) -> Callable[..., Any]: ...
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One cell of the contest."""
+
+    checkpoint: Checkpoint
+    horizon: int
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run's score. selection: what `Judge.select` found; its winner is an `Entrant`.
+
+    states: that chose, over all tasks; confirmed: that confirmed. played: episodes behind the
+    choice; saved: those that a full evaluation would have played in addition.
+    """
+
+    selection: Any
+    states: int
+    confirmed: int
+    played: int
+    saved: int
+
+
+class Contest:
+    """The cells of one run. steps: the checkpoints that will ever compete."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        benchmark: Benchmark,
+        fingerprint: str,
+        rules: Rules,
+        judge: Judge,
+        steps: Sequence[int],
+        play: Play | None = None,
+    ) -> None:
+        self.ledger, self.benchmark, self.fingerprint = ledger, benchmark, fingerprint
+        self.rules, self.judge, self.play = rules, judge, play
+        self.order = judge.order(rules.tasks, rules.states)
+        self.competing = len(steps) * len(rules.horizons)
+        self.outcomes: dict[Entrant, list[float]] = {}
+        self.stopped: set[Entrant] = set()
+
+    def enter(self, checkpoint: Checkpoint) -> dict[Entrant, float]:
+        """Play a checkpoint at every horizon; mean outcomes so far, fewer states if hopeless.
+
+        UnplayedError when rows are missing and there is no `play`.
+        """
+        fresh = [Entrant(checkpoint, horizon) for horizon in self.rules.horizons]
+        for upto in (*range(self.rules.look, len(self.order), self.rules.look), len(self.order)):
+            alive = [entrant for entrant in fresh if entrant not in self.stopped]
+            for entrant, outcomes in self._played(alive, self.order[:upto]).items():
+                self.outcomes[entrant] = outcomes
+            self._stop_hopeless()
+        for entrant in fresh:
+            done = self._episodes(entrant, self.order[: len(self.outcomes[entrant])])
+            self.ledger.compact(done[0].cell, done)
+        return {entrant: _mean(self.outcomes[entrant]) for entrant in fresh}
+
+    def finish(self) -> Standing:
+        """Choose among the cells that were played to the end, then confirm the winner."""
+        full = {e: self._nested(e) for e in self.outcomes if e not in self.stopped}
+        selection = self.judge.select(full, None)
+        confirmed = self._confirmation()
+        if confirmed:
+            winner: Entrant = selection.winner
+            outcomes = self._played([winner], confirmed)[winner]
+            self.ledger.compact(self._cell(winner), self._episodes(winner, confirmed))
+            selection = self.judge.select(full, _nested(confirmed, outcomes))
+        played = sum(map(len, self.outcomes.values()))
+        everything = self.competing * len(self.order)
+        states = len(self.order)
+        return Standing(selection, states, len(confirmed), played, everything - played)
+
+    def _stop_hopeless(self) -> None:
+        if self.rules.error is not None:
+            self.stopped |= self.judge.hopeless(
+                self.outcomes, len(self.order), self.rules.error, self.competing
+            )
+
+    def _confirmation(self) -> list[State]:
+        first = self.benchmark.confirmation_from
+        if first is None:
+            first = max(self.benchmark.trials, self.rules.states)
+        states = range(first, first + self.rules.confirm)
+        return [(task, state) for task in self.rules.tasks for state in states]
+
+    def _played(
+        self, entrants: Sequence[Entrant], states: Sequence[State]
+    ) -> dict[Entrant, list[float]]:
+        """Outcomes of the states, in their order, after playing those that have none."""
+        episodes = {entrant: self._episodes(entrant, states) for entrant in entrants}
+        left = [
+            Assignment(entrant.checkpoint, self.benchmark, episode)
+            for entrant, wanted in episodes.items()
+            for episode in self.ledger.missing(wanted[0].cell, wanted)
+        ]
+        if left and self.play is None:
+            raise UnplayedError(f"{len(left)} episodes of {left[0].checkpoint} have no row yet")
+        if left and self.play is not None:
+            self.play(left)
+        return {entrant: self._read(wanted) for entrant, wanted in episodes.items()}
+
+    def _read(self, episodes: Sequence[Episode]) -> list[float]:
+        table = self.ledger.read(episodes[0].cell).require_sound()
+        pairs = zip(table["key"].to_pylist(), table["completed"].to_pylist(), strict=True)
+        completed = dict(pairs)
+        return [completed[episode.key] / self.benchmark.chain for episode in episodes]
+
+    def _episodes(self, entrant: Entrant, states: Sequence[State]) -> list[Episode]:
+        cell = self._cell(entrant)
+        return [cell.episode(task, state, state, "") for task, state in states]
+
+    def _cell(self, entrant: Entrant) -> Cell:
+        return Cell(
+            policy=entrant.checkpoint.digest,
+            benchmark=self.benchmark.name,
+            horizon=entrant.horizon,
+            fingerprint=self.fingerprint,
+        )
+
+    def _nested(self, entrant: Entrant) -> Outcomes:
+        return _nested(self.order, self.outcomes[entrant])
+
+
+def _nested(states: Sequence[State], outcomes: Sequence[float]) -> Outcomes:
+    nested: Outcomes = {}
+    for (task, state), outcome in zip(states, outcomes, strict=True):
+        nested.setdefault(task, {})[state] = outcome
+    return nested
+
+
+def _mean(outcomes: Sequence[float]) -> float:
+    return sum(outcomes) / len(outcomes)

@@ -1,0 +1,122 @@
+"""Many runs and their scores: read from the store, and through Ray Tune what is not there yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ray.tune import ResultGrid
+
+from envs.benchmarks import benchmark
+from vla_platform import artifacts, evaluation, session
+from vla_platform.cluster import Cluster
+from vla_platform.contest import Rules, Standing
+from vla_platform.demos import Demonstrations
+from vla_platform.ledger import Ledger
+from vla_platform.store import Store
+from vla_platform.trial import AnyRun, Science, Setting, Trial, training_of
+from vla_platform.tuning import Objective, Search, figures, folder, search
+
+MakeRun = Callable[[Mapping[str, Any]], AnyRun]
+
+
+@dataclass
+class Study:
+    """Scores runs on one store and one cluster.
+
+    states: initial states per task that choose; confirm: fresh ones per task for each winner;
+    error: see `Rules`. untrained: trainings also keep the policy of step 0.
+    """
+
+    store: Store
+    cluster: Cluster
+    science: Science
+    say: Callable[[str], None]
+    states: int | None = None
+    confirm: int = 0
+    error: float | None = 0.05
+    _settings: dict[str, Setting] = field(default_factory=dict)
+
+    def setting(self, name: str) -> Setting:
+        """Of a benchmark: its published data where they are prepared, else an expert's."""
+        if name not in self._settings:
+            row = benchmark(name)
+            fingerprint = evaluation.environment(Ledger(self.store), row)
+            published = artifacts.dataset_exists(self.store, row.dataset)
+            expert = None if published else Demonstrations.of(row, row.tasks)
+            self._settings[name] = Setting(
+                self.store, row, self.cluster, self.science, fingerprint, expert, self._rules(name)
+            )
+        return self._settings[name]
+
+    def completed(self, run: AnyRun) -> AnyRun:
+        """The run with nothing left open, as it is trained: its data's id too."""
+        return _on_data(self.setting(run.benchmark), run)
+
+    def standing(self, run: AnyRun) -> Standing | None:
+        """The run's score if the store has all of it."""
+        setting = self.setting(run.benchmark)
+        return Trial(setting, training_of(setting, self.completed(run))).standing()
+
+    def score(
+        self, runs: Sequence[AnyRun], wanted: Search, make_run: MakeRun
+    ) -> dict[AnyRun, Standing]:
+        """Scores by run, after a search for those that the store lacks.
+
+        make_run: a trial's config to its run. Runs that ended in errors are left out.
+        """
+        found = {run: self.standing(run) for run in runs}
+        left = [run for run, standing in found.items() if standing is None]
+        if left:
+            self.say(f"{len(left)} of {len(runs)} runs are not scored yet")
+            self.search(wanted, make_run)
+            found |= {run: self.standing(run) for run in left}
+        return {run: standing for run, standing in found.items() if standing is not None}
+
+    def search(self, wanted: Search, make_run: MakeRun, on: str | None = None) -> ResultGrid:
+        """Run a search to its end. on: a benchmark that its runs are on, if none was used yet."""
+        if on is not None:
+            self.setting(on)
+        self.say(f"Ray dashboard: {session.connect() or 'none'}")
+        completed = partial(_completed, self._settings, make_run)
+        results = search(Objective(self._settings, completed), wanted)
+        where = f"{folder(self.store)}/{wanted.experiment}"
+        self.say(f"Tune: {len(results)} trials, {results.num_errors} with errors, in {where}")
+        for error in results.errors[:3]:
+            self.say(f"error: {str(error).strip().splitlines()[-1]}")
+        return results
+
+    def _rules(self, name: str) -> Rules:
+        row = benchmark(name)
+        return Rules(row.tasks, self.states or row.trials, row.horizons, self.confirm, self.error)
+
+
+def _completed(
+    settings: Mapping[str, Setting], make_run: Callable[..., Any], config: Mapping[str, Any]
+) -> AnyRun:
+    run = make_run(config)
+    return _on_data(settings[run.benchmark], run)
+
+
+def _on_data(setting: Setting, run: AnyRun) -> AnyRun:
+    dataset = setting.dataset if setting.demonstrations else None
+    named = dataclasses.replace(run, dataset=dataset)  # type: ignore[type-var]
+    return named.resolved(setting.benchmark.recipe)
+
+
+def row_of(run: AnyRun, standing: Standing) -> dict[str, Any]:
+    """A scored run as one flat row."""
+    chosen = dataclasses.asdict(run)  # type: ignore[call-overload]
+    return {**chosen, "freeze": "+".join(chosen["freeze"]), **figures(standing)}
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """Best with its interval, what confirmation says of it, and which cell it is."""
+    best = f"{100 * row['success']:.0f}% [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    if "confirmed" in row:
+        low, high = 100 * row["confirmed_low"], 100 * row["confirmed_high"]
+        best += f", confirmed {100 * row['confirmed']:.0f}% [{low:.0f}, {high:.0f}]"
+    return f"{best} (step {row['step']}, horizon {row['horizon']})"

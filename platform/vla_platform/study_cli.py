@@ -1,0 +1,165 @@
+"""What the command lines of studies share: how runs are scored, searched and printed."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ray.tune import ResultGrid
+
+from vla_platform import cli
+from vla_platform.cluster import CLUSTERS
+from vla_platform.study import Study, row_of, score_text
+from vla_platform.tables import aligned
+from vla_platform.trial import Science
+from vla_platform.tuning import OBJECTIVES, Search
+
+AcrossSeeds = Callable[[Sequence[tuple[int, int]]], tuple[float, float, float]]
+BEST = "best over checkpoints and horizons, 95%"
+LAPTOP_STATES = 20
+"""Initial states per task with which laptop studies choose, when nothing else is said."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    made = cli.parser(description)
+    made.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster")
+    made.add_argument("--seeds", type=cli.positive, default=1, help="trainings of each run")
+    scoring = made.add_argument_group("scoring")
+    scoring.add_argument("--states", type=cli.positive, help="initial states per task that choose")
+    scoring.add_argument(
+        "--confirm", type=int, default=20, help="fresh states per task for each winner; 0: none"
+    )
+    scoring.add_argument(
+        "--error",
+        type=float,
+        default=0.05,
+        help="allowed probability of stopping the best checkpoint × horizon early; 0 plays all",
+    )
+    return made
+
+
+def add_search(made: argparse.ArgumentParser) -> None:
+    tune = made.add_argument_group("search")
+    tune.add_argument("--search", choices=("grid", "optuna"), default="grid")
+    tune.add_argument("--trials", type=cli.positive, default=20, help="of Optuna's search")
+    tune.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["success"])
+    tune.add_argument("--asha", action="store_true", help="stop runs that fall behind")
+    add_running(tune)
+
+
+def add_running(made: Any) -> None:
+    made.add_argument("--concurrent", type=cli.positive, default=1, help="runs at a time")
+    made.add_argument("--max-gpu-hours", type=float, help="begin nothing more after so many")
+
+
+def study(args: argparse.Namespace, science: Science) -> Study:
+    """ValueError for flags that contradict each other."""
+    if not 0 <= args.error < 1:
+        raise ValueError(f"--error is a probability: {args.error} is not between 0 and 1")
+    return Study(
+        store=cli.ready_store(args.store),
+        cluster=CLUSTERS[args.preset],
+        science=science,
+        say=partial(print, flush=True),
+        states=args.states or (LAPTOP_STATES if args.preset == "laptop" else None),
+        confirm=args.confirm,
+        error=args.error or None,
+    )
+
+
+def search(args: argparse.Namespace, name: str, space: Mapping[str, Any]) -> Search:
+    chosen = vars(args)
+    optuna = chosen.get("search") == "optuna"
+    if not optuna and len(chosen.get("objectives", ())) > 1:
+        raise ValueError("several --objectives need --search optuna: a grid tries everything")
+    return Search(
+        name=name,
+        space=space,
+        samples=args.trials if optuna else 1,
+        optuna=optuna,
+        asha=chosen.get("asha", False),
+        objectives=tuple(chosen.get("objectives", ("success",))),
+        concurrent=args.concurrent,
+        max_gpu_hours=args.max_gpu_hours,
+        seed=args.seed,
+    )
+
+
+def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """What a grid search over the axes tries, in its order."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def seeds(args: argparse.Namespace) -> list[int]:
+    return list(range(args.seed, args.seed + args.seeds))
+
+
+def conclude(
+    args: argparse.Namespace,
+    scored: Mapping[Any, Any],
+    asked: int,
+    columns: Sequence[str],
+    across_seeds: AcrossSeeds,
+) -> int:
+    """Print and write the rows of scored runs; 1 when some are missing."""
+    rows = [row_of(run, standing) for run, standing in scored.items()]
+    cli.write_json(args.json, rows)
+    lines = [[*columns, BEST], *([*_named(row, columns), score_text(row)] for row in rows)]
+    print(f"\n{aligned(lines)}\n")  # noqa: T201
+    print(variance(args, rows, columns, across_seeds))  # noqa: T201
+    if asked > len(scored):
+        print(f"{asked - len(scored)} runs have no score; the same command continues")  # noqa: T201
+    return int(asked > len(scored))
+
+
+def show_search(args: argparse.Namespace, results: ResultGrid, columns: Sequence[str]) -> int:
+    """Print and write what a search tried, the best first; 1 when a trial ended in an error."""
+    found = [results[i] for i in range(len(results))]
+    rows = [{**(each.config or {}), **each.metrics} for each in found if each.metrics]
+    rows = [_plain_row(row) for row in rows if "success" in row]
+    rows.sort(key=lambda row: (-row["success"], row.get("gpu_hours", 0.0)))
+    cli.write_json(args.json, rows)
+    lines = [[*columns, BEST], *([*_named(row, columns), _text(row)] for row in rows)]
+    print(f"\n{aligned(lines)}\n")  # noqa: T201
+    return int(bool(results.errors))
+
+
+def variance(
+    args: argparse.Namespace,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    across_seeds: AcrossSeeds,
+) -> str:
+    """What several trainings of one run say together; else that nobody knows."""
+    if args.seeds == 1:
+        return "Training variance unknown: one seed a run (--seeds N trains each N times)."
+    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for row in rows:
+        key = tuple(_named(row, [name for name in columns if name != "seed"]))
+        outcome = round(row["success"] * row["states"]), row["states"]
+        groups.setdefault(key, []).append(outcome)
+    lines = []
+    for key, outcomes in groups.items():
+        rate, low, high = (100 * share for share in across_seeds(outcomes))
+        over = f"over {len(outcomes)} trainings and their trials"
+        lines.append(f"{' '.join(key)}: {rate:.0f}% [{low:.0f}, {high:.0f}] {over}")
+    return "\n".join(lines)
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    """A trial that was stopped early has a best so far, without an interval."""
+    if "low" in row:
+        return score_text(row)
+    return f"{100 * row['success']:.0f}% when it was stopped (step {row['step']})"
+
+
+def _named(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in columns]
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what Tune adds of its own and JSON does not know."""
+    return {k: v for k, v in row.items() if isinstance(v, (str, int, float)) or v is None}

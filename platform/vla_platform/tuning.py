@@ -1,0 +1,253 @@
+"""Ray Tune over runs: grids, Optuna and ASHA, on the success of checkpoints as they land.
+
+Tune's own state (trials, searcher) lies under `tune/` beside the store's rows and is what
+`Tuner.restore` and TensorBoard read. The rows stay the truth: a trial whose run is scored in
+the store only reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
+
+from envs.hashing import stable_hash
+from vla_platform.contest import Standing
+from vla_platform.rollouts import Pool
+from vla_platform.store import Store
+from vla_platform.store_folder import FolderStore
+from vla_platform.store_s3 import S3Store
+from vla_platform.trial import AnyRun, Landed, Setting, Trial, training_of
+
+log = logging.getLogger(__name__)
+
+SUCCESS, GPU_HOURS = "success", "gpu_hours"
+OBJECTIVES = {SUCCESS: "max", GPU_HOURS: "min"}
+"""What a search may look at, and which way is better."""
+RETRIES = 2
+"""How often Tune starts a trial again whose process died; the store keeps what it had done."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is varied, and how it is searched.
+
+    space: of a trial's config, as Tune has it. samples: trials per grid point, or of a search.
+    optuna: propose from what was found so far. asha: stop runs that fall behind. objectives:
+    several only with optuna, and without asha. concurrent: runs at a time. max_gpu_hours: end
+    when so many were spent.
+    """
+
+    name: str
+    space: Mapping[str, Any]
+    samples: int = 1
+    optuna: bool = False
+    asha: bool = False
+    objectives: tuple[str, ...] = (SUCCESS,)
+    concurrent: int = 1
+    max_gpu_hours: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.objectives) - set(OBJECTIVES)
+        if unknown or not self.objectives:
+            raise ValueError(f"objectives are {', '.join(OBJECTIVES)}, not {sorted(unknown)}")
+        if len(self.objectives) > 1 and (self.asha or not self.optuna):
+            raise ValueError("several objectives need Optuna, and ASHA off: it compares one")
+
+    @property
+    def experiment(self) -> str:
+        """Its folder's name: the same search continues there, another one begins its own."""
+        space = {name: _spelled(values) for name, values in self.space.items()}
+        fields: dict[str, Any] = {"samples": self.samples, "optuna": self.optuna, "asha": self.asha}
+        fields |= {"space": space, "objectives": list(self.objectives), "seed": self.seed}
+        return f"{self.name}-{stable_hash(fields)[:8]}"
+
+
+def _spelled(values: Any) -> str:
+    """The same for equal values in every process, which a distribution's own repr is not."""
+    if isinstance(values, Domain):
+        return f"{values.get_sampler()} {values.domain_str}"
+    return repr(values)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What Tune calls with a trial's config; it reports after every checkpoint that landed.
+
+    settings: by benchmark. make_run: a config to the run it stands for.
+    """
+
+    settings: Mapping[str, Setting]
+    make_run: Callable[[Mapping[str, Any]], AnyRun]
+
+    def __call__(self, config: Mapping[str, Any]) -> None:
+        run = self.make_run(config)
+        setting = self.settings[run.benchmark]
+        pool = partial(_PROCESS.pool_of, setting)
+        trial = Trial(setting, training_of(setting, run), pool)
+        try:
+            standing = trial.score(lambda landed: tune.report(_progress(trial, landed)))
+        finally:
+            _PROCESS.rest()
+        tune.report(_spent(trial) | figures(standing))
+
+
+@dataclass
+class _Process:
+    """A process that Tune gives trial after trial, which need not start a pool each."""
+
+    pool: Pool | None = None
+
+    def pool_of(self, setting: Setting) -> Pool:
+        if self.pool is None:
+            self.pool = Pool(setting.store, setting.science.load_policy, setting.cluster)
+        return self.pool
+
+    def rest(self) -> None:
+        if self.pool is not None:
+            self.pool.rest()  # its cores are the next run's now
+
+
+_PROCESS = _Process()
+
+
+def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
+    """Run the search, or what is left of it, to its end (or its budget's)."""
+    setting = next(iter(objective.settings.values()))
+    store, name = setting.store, wanted.experiment
+    where, filesystem = folder(store), _filesystem(store)
+    trainable = tune.with_resources(objective, {"CPU": 0})
+    if tune.Tuner.can_restore(f"{where}/{name}", storage_filesystem=filesystem):
+        log.info("continuing %s", name)
+        tuner = tune.Tuner.restore(
+            f"{where}/{name}",
+            trainable,
+            resume_unfinished=True,
+            restart_errored=True,
+            param_space=dict(wanted.space),
+            storage_filesystem=filesystem,
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=dict(wanted.space),
+            tune_config=_tune_config(setting, wanted),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=where,
+                storage_filesystem=filesystem,
+                stop=None if wanted.max_gpu_hours is None else Budget(wanted.max_gpu_hours),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=1,
+            ),
+        )
+    return tuner.fit()
+
+
+def _tune_config(setting: Setting, wanted: Search) -> tune.TuneConfig:
+    modes = [OBJECTIVES[name] for name in wanted.objectives]
+    one = len(modes) == 1
+    searcher = None
+    if wanted.optuna:
+        names = list(wanted.objectives)
+        searcher = OptunaSearch(
+            metric=names[0] if one else names, mode=modes[0] if one else modes, seed=wanted.seed
+        )
+    return tune.TuneConfig(
+        metric=wanted.objectives[0] if one else None,
+        mode=modes[0] if one else None,
+        search_alg=searcher,
+        scheduler=_asha(setting) if wanted.asha else FIFOScheduler(),
+        num_samples=wanted.samples,
+        max_concurrent_trials=wanted.concurrent,
+        reuse_actors=True,
+    )
+
+
+def _asha(setting: Setting) -> ASHAScheduler:
+    """Rungs at every doubling of checkpoints; a trial reports once more at its end."""
+    rungs = len(setting.benchmark.recipe.checkpoints) + 1
+    return ASHAScheduler(max_t=rungs, grace_period=1, reduction_factor=2)
+
+
+@dataclass
+class Budget(tune.Stopper):
+    """Ends a search when its trials have spent so many GPU-hours; trainings keep what they have."""
+
+    gpu_hours: float
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.spent[trial_id] = result.get(GPU_HOURS, 0.0)
+        return False
+
+    def stop_all(self) -> bool:
+        return sum(self.spent.values()) >= self.gpu_hours
+
+
+def figures(standing: Standing) -> dict[str, Any]:
+    """A finished run's score as flat numbers: intervals are 95%."""
+    selection = standing.selection
+    found = {
+        SUCCESS: selection.best.value,
+        "low": selection.best.low,
+        "high": selection.best.high,
+        "step": selection.winner.step,
+        "horizon": selection.winner.horizon,
+        "compared": selection.of,
+        "states": standing.states,
+        "played": standing.played,
+        "saved": standing.saved,
+    }
+    if selection.confirmed is not None:
+        named = zip(
+            ("confirmed", "confirmed_low", "confirmed_high"), selection.confirmed, strict=True
+        )
+        found |= dict(named) | {"confirmed_on": standing.confirmed}
+    return found
+
+
+def _progress(trial: Trial, landed: Landed) -> dict[str, Any]:
+    return _spent(trial) | {
+        SUCCESS: landed.best,
+        "checkpoint_success": landed.score,
+        "step": landed.step,
+    }
+
+
+def _spent(trial: Trial) -> dict[str, Any]:
+    spent = trial.spent
+    return {
+        "run": trial.run.id,
+        GPU_HOURS: spent.gpu_hours,
+        "training_s": spent.training_s,
+        "rollout_s": spent.rollout_s,
+        "episodes": spent.episodes,
+    }
+
+
+def folder(store: Store) -> str:
+    """Where Tune's state of studies on this store lies; with S3, in its file system's spelling."""
+    if isinstance(store, FolderStore):
+        return str(Path(store.url).expanduser().absolute() / "tune")
+    assert isinstance(store, S3Store)
+    return "/".join(part for part in (store.bucket, store.prefix.strip("/"), "tune") if part)
+
+
+def _filesystem(store: Store) -> fs.FileSystem | None:
+    if not isinstance(store, S3Store):
+        return None
+    scheme, _, host = store.endpoint.rpartition("://")
+    return fs.S3FileSystem(
+        endpoint_override=host or None, scheme=scheme or None, region=store.region or None
+    )

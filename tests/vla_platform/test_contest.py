@@ -1,0 +1,113 @@
+"""Contests with known outcomes on a real store and ledger; nothing is trained or simulated."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from vla_platform.artifacts import Checkpoint
+from vla_platform.contest import Contest, Entrant, Rules, UnplayedError
+from vla_platform.ledger import Ledger
+from vla_platform.rows import Row
+from vla_platform.store import open_store
+
+from envs.benchmarks import benchmark
+from vlm4vla.selection import select
+from vlm4vla.sequential import hopeless, order
+
+TABLETOP = benchmark("tabletop")
+JUDGE = SimpleNamespace(order=order, hopeless=hopeless, select=select)
+RATES = {(100, 4): 0.2, (100, 2): 0.5, (200, 4): 0.3, (200, 2): 0.9}
+CHECKPOINTS = [Checkpoint("run", step, f"{step:064d}") for step in (100, 200)]
+
+
+def rules(**changes):
+    chosen = {"tasks": TABLETOP.tasks, "states": 20, "horizons": (4, 2), "confirm": 5}
+    return Rules(**{**chosen, "error": 0.05, "look": 30, **changes})
+
+
+class Player:
+    """Commits a row for every episode, successful at the rate of its cell, and remembers it."""
+
+    def __init__(self, ledger):
+        self.ledger, self.played = ledger, []
+
+    def __call__(self, assignments):
+        for assignment in assignments:
+            episode = assignment.episode
+            rate = RATES[assignment.checkpoint.step, episode.cell.horizon]
+            draw = np.random.default_rng([episode.initial_state, len(episode.task)]).random()
+            self.played.append(episode)
+            won = bool(draw < rate)
+            row = Row(episode, won, won, won, 1, 1, 0.0, 0.0, writer=episode.key)
+            assert self.ledger.commit(row)
+
+
+def hold(ledger, rules, play):
+    contest = Contest(ledger, TABLETOP, "print", rules, JUDGE, (100, 200), play)
+    for checkpoint in CHECKPOINTS:
+        contest.enter(checkpoint)
+    return contest.finish()
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(open_store(str(tmp_path)))
+
+
+def test_full_evaluation_plays_everything_and_finds_the_best(ledger):
+    player = Player(ledger)
+    standing = hold(ledger, rules(error=None, confirm=0), player)
+    assert (standing.played, standing.saved, standing.confirmed) == (4 * 60, 0, 0)
+    assert len(player.played) == 4 * 60
+    winner = standing.selection.winner
+    assert (winner.step, winner.horizon) == (200, 2)
+    assert standing.selection.confirmed is None
+    assert 0.8 < standing.selection.best.value <= 1.0
+
+
+def test_hopeless_cells_are_stopped_and_the_winner_stays(ledger):
+    player = Player(ledger)
+    standing = hold(ledger, rules(), player)
+    winner = standing.selection.winner
+    assert (winner.step, winner.horizon) == (200, 2)
+    assert standing.saved > 20
+    assert standing.played + standing.saved == 4 * 60
+    assert len(player.played) == standing.played + standing.confirmed
+
+
+def test_confirmation_is_on_states_that_chose_nothing(ledger):
+    player = Player(ledger)
+    standing = hold(ledger, rules(), player)
+    assert standing.confirmed == 5 * len(TABLETOP.tasks)
+    fresh = [e for e in player.played if e.initial_state >= TABLETOP.trials]
+    assert len(fresh) == standing.confirmed
+    assert {e.cell.horizon for e in fresh} == {standing.selection.winner.horizon}
+    assert standing.selection.confirmed is not None
+
+
+def test_a_contest_that_was_killed_takes_the_same_decisions(ledger):
+    first = hold(ledger, rules(), Player(ledger))
+    again = Player(ledger)
+    assert hold(ledger, rules(), again) == first
+    assert again.played == []
+    assert hold(ledger, rules(), None) == first
+
+
+def test_more_states_play_only_what_is_new(ledger):
+    hold(ledger, rules(error=None, confirm=0), Player(ledger))
+    more = Player(ledger)
+    hold(ledger, rules(error=None, confirm=0, states=25), more)
+    assert len(more.played) == 4 * 5 * len(TABLETOP.tasks)
+
+
+def test_nobody_to_play_what_is_missing(ledger):
+    with pytest.raises(UnplayedError, match="have no row yet"):
+        hold(ledger, rules(), None)
+
+
+def test_chains_count_their_completed_share(ledger):
+    row = SimpleNamespace(**{**vars(TABLETOP), "chain": 5, "step_limit": TABLETOP.step_limit})
+    contest = Contest(ledger, row, "print", rules(error=None), JUDGE, (100, 200))
+    episode = contest._episodes(Entrant(CHECKPOINTS[0], 4), [("reach", 0)])[0]
+    ledger.commit(Row(episode, False, False, False, 1, 1, 0.0, 0.0, writer="w", completed=3))
+    assert contest._read([episode]) == [0.6]

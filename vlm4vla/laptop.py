@@ -1,0 +1,32 @@
+"""The study at laptop size: the same tables with tiny backbones on the tabletop.
+
+What a table varies is kept and scaled to where tiny models learn; benchmarks that a table
+compares become one, so its entries share trainings. It shows that a study works, not what
+the paper's models do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlm4vla.run import Run
+
+LR_SCALE = 100
+"""The tabletop's rate over CALVIN's: 2e-3 to 2e-5."""
+IMAGE_PX = {224: 224, 512: 336, 768: 448}
+"""Table 7's sizes, nearer together: a tiny model's step costs seconds at 768."""
+LEARNED = ("table1", "table3", "table5", "table8")
+"""Tables whose runs train as long as the tabletop's recipe says; the others show their shape."""
+SHAPE_STEPS = 200
+
+
+def shrink(run: Run, table: str) -> Run:
+    """The tiny counterpart of a run of the paper, as long as its table deserves."""
+    return replace(
+        run,
+        backbone=f"tiny-{run.backbone}",
+        benchmark="tabletop",
+        lr=None if run.lr is None else run.lr * LR_SCALE,
+        steps=None if table in LEARNED else SHAPE_STEPS,
+        image_px=IMAGE_PX[run.image_px],
+    )

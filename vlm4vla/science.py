@@ -1,0 +1,23 @@
+"""What the platform calls of this package; jobs hand it over, as the platform imports none."""
+
+from vlm4vla.analysis import across_seeds, wilson
+from vlm4vla.data.dataset import build_manifest, encode_shard
+from vlm4vla.engine import Engine
+from vlm4vla.export import load_policy
+from vlm4vla.selection import select
+from vlm4vla.sequential import hopeless, order
+from vlm4vla.train import make_job, train
+
+__all__ = [
+    "Engine",
+    "across_seeds",
+    "build_manifest",
+    "encode_shard",
+    "hopeless",
+    "load_policy",
+    "make_job",
+    "order",
+    "select",
+    "train",
+    "wilson",
+]
