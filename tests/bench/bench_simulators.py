@@ -69,6 +69,7 @@ class Timing:
     wall: float = 0.0
     cpu: float = 0.0
     resets: float = 0.0
+    reset_cpu: float = 0.0
     rss_mb: float = 0.0
 
 
@@ -90,9 +91,10 @@ def measure(process: SimulatorProcess, task: str, steps: int, horizon: int, reco
     table, timing = action_table(), Timing()
     cpu, began = cpu_seconds(process), time.perf_counter()
     while timing.steps < steps:
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), cpu_seconds(process)
         process.reset(task, timing.episodes % 10, timing.episodes, record=record)
         timing.resets += time.perf_counter() - start
+        timing.reset_cpu += cpu_seconds(process) - start_cpu
         timing.episodes += 1
         within = 0
         while within < EPISODE_STEPS and timing.steps < steps:
@@ -136,7 +138,7 @@ def summary(timings: list[Timing]) -> dict[str, float]:
         "steps_per_cpu_s": steps / sum(timing.cpu for timing in timings),
         "reset_s": sum(t.resets for t in timings) / sum(t.episodes for t in timings),
         "chunk_s": sum(t.wall - t.resets for t in timings) / chunks,
-        "chunk_cpu_s": sum(t.cpu for t in timings) / chunks,
+        "chunk_cpu_s": sum(t.cpu - t.reset_cpu for t in timings) / chunks,
         "rss_mb": max(timing.rss_mb for timing in timings),
     }
 
@@ -184,8 +186,10 @@ def times(ours: dict, theirs: dict, what: str = "steps_per_s") -> float:
 
 
 def split(rows: list[dict]) -> dict[str, float]:
-    """Physics and rendering of one step (ms): a line through the chunks of one process."""
-    points = [(r["horizon"], r["chunk_s"]) for r in rows if r["processes"] == 1 and r["horizon"]]
+    """Physics and rendering of one step (CPU ms): a line through the chunks of each length."""
+    fewest = min(r["processes"] for r in rows)
+    ours = [r for r in rows if r["processes"] == fewest and r["horizon"]]
+    points = [(r["horizon"], r["chunk_cpu_s"]) for r in ours]
     physics, render = np.polyfit(*zip(*points, strict=True), 1) * 1e3
     return {
         "physics_ms": physics,
@@ -211,20 +215,20 @@ def show(name: str, measured: dict) -> None:
     for row in measured["rows"]:
         cells = "".join(f"{form.format(row[key]):>14}" for _, key, form in COLUMNS)
         print(f"{row['processes']:<9}  {row['drawn']:<12}{cells}")
-    split = measured.get("split", {})
-    print(
-        "one step: " + ", ".join(f"{key} {value:.3g}" for key, value in split.items()), flush=True
-    )
+    parts = measured["split"].items()
+    print("one step: " + ", ".join(f"{key} {value:.3g}" for key, value in parts), flush=True)
 
 
-def bench(name: str, processes: list[int], quick: bool) -> dict:
+def bench(name: str, processes: list[int], quick: bool) -> Iterator[dict]:
+    """What is measured so far, after each number of processes."""
     plan, row = PLANS[name], BENCHMARKS[name]
     if quick:
         plan = Plan((plan.horizons[0], plan.horizons[-1]), plan.steps)
     episodes = 1 if quick else EPISODES
-    rows = [each for count in processes for each in run(row, plan, episodes, count)]
-    measured = {"steps": plan.steps, "episodes": episodes, "rows": rows}
-    return {**measured, "split": split(rows)} if 1 in processes else measured
+    measured: dict = {"steps": plan.steps, "episodes": episodes, "rows": []}
+    for count in processes:
+        measured["rows"] += run(row, plan, episodes, count)
+        yield {**measured, "split": split(measured["rows"])}
 
 
 def machine() -> dict[str, str | int]:
@@ -249,13 +253,12 @@ def main() -> None:
     processes = options.processes or ([1] if options.quick else [1, 2])
     for name in options.benchmarks or PLANS:
         try:
-            measured = bench(name, processes, options.quick)
+            for measured in bench(name, processes, options.quick):
+                show(name, measured)
+                if options.json:
+                    keep(options.json, {name: measured})
         except SimulatorMissing as missing:
             print(f"{name} is left out: {missing}")
-            continue
-        show(name, measured)
-        if options.json:
-            keep(options.json, {name: measured})
 
 
 if __name__ == "__main__":
