@@ -23,9 +23,12 @@ PUSHES = {5: "push_blue_block_left", 7: "push_pink_block_right"}
 STEP = 0.02
 
 
-def process(renderer: str, simulator: str = "calvin") -> SimulatorProcess:
-    arguments = {"renderer": renderer, "state": True, "views": ["gripper"]}
-    row = dataclasses.replace(BENCHMARKS["calvin"], simulator=simulator, simulator_args=arguments)
+def process(renderer: str, simulator: str = "Traced") -> SimulatorProcess:
+    row = dataclasses.replace(
+        BENCHMARKS["calvin"],
+        simulator=f"tests.envs.calvin_plain:{simulator}",
+        simulator_args={"renderer": renderer, "views": ["gripper"]},
+    )
     return SimulatorProcess(row, interpreter_for("calvin"))
 
 
@@ -82,7 +85,7 @@ def test_an_episode_after_others_equals_the_published_evaluators(simulator, rend
     play(simulator, 5)
     play(simulator, 7)
     play(simulator, 5)
-    with process(renderer, "tests.envs.calvin_plain:Plain") as plain:
+    with process(renderer, "Plain") as plain:
         published = play(plain, 7)
     assert play(simulator, 7) == published
 

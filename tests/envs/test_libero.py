@@ -1,6 +1,9 @@
 """LIBERO in its own interpreter: short cuts equal plain code, episodes repeat bit for bit."""
 
 import dataclasses
+import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -162,6 +165,34 @@ def test_a_killed_episode_begun_again_equals_an_undisturbed_one():
         with pytest.raises(SimulatorDied, match="SIGKILL"):
             process.execute(actions[8:])
         assert_same(play(process, task, 2, 1, actions)[0], expected)
+
+
+@needs_libero
+@pytest.mark.full
+def test_a_fault_of_any_kind_leaves_no_trace_in_the_episode_begun_again():
+    """Killed in a reset, killed and stopped in a chunk; garbage on stdout needs no restart."""
+    task, actions = benchmark("libero_object").tasks[1], actions_of(10, 16)
+    with open_row("libero_object", image_size=SMALL) as process:
+        expected, _ = play(process, task, 2, 1, actions)
+        for fault, stage in [("SIGKILL", "reset"), ("SIGSTOP", "execute"), ("SIGSEGV", "execute")]:
+            with pytest.raises(SimulatorDied, match="longer than" if "STOP" in fault else fault):
+                disturbed(process, task, actions, getattr(signal, fault), stage)
+            assert_same(play(process, task, 2, 1, actions)[0], expected)
+    with open_row("libero_object", "Noisy", image_size=SMALL) as noisy:
+        assert_same(play(noisy, task, 2, 1, actions)[0], expected)
+
+
+def disturbed(process, task, actions, fault, stage):
+    """The same episode, with a signal to the child in the middle of one call."""
+    process.reset(task, 3, 1)
+    pid = process._child.popen.pid
+    timer = threading.Timer(0.03, os.kill, (pid, fault))
+    if stage == "reset":
+        timer.start()
+    process.reset(task, 2, 1)
+    process.execute(actions[:8])
+    timer.start()
+    process.execute(actions[8:], timeout=3)
 
 
 @needs_libero

@@ -13,7 +13,8 @@ try:
 except SimulatorMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-ROW = dataclasses.replace(BENCHMARKS["simpler"], simulator_args={"state": True})
+CHILD = "tests.envs.simpler_plain"
+ROW = dataclasses.replace(BENCHMARKS["simpler"], simulator=f"{CHILD}:Traced")
 CARROT, SPOON = "widowx_carrot_on_plate", "widowx_spoon_on_towel"
 STEPS = 12
 
@@ -43,7 +44,7 @@ def fingerprint(observation) -> tuple:
 
 @pytest.fixture(scope="module")
 def simulator():
-    with SimulatorProcess(ROW) as one:
+    with SimulatorProcess(ROW, interpreter_for("simpler")) as one:
         yield one
 
 
@@ -72,7 +73,7 @@ def test_an_episode_after_other_tasks_equals_the_first(simulator, first):
 
 def test_episodes_equal_the_published_evaluators_in_another_process(first):
     """Theirs draws every camera at every step and knows nothing of our shortcuts."""
-    row = dataclasses.replace(ROW, simulator="tests.envs.simpler_plain:Plain")
+    row = dataclasses.replace(ROW, simulator=f"{CHILD}:Plain")
     with SimulatorProcess(row, interpreter_for("simpler")) as plain:
         assert play(plain, CARROT, 3) == first
 
