@@ -29,13 +29,14 @@ class Entry:
     """One number of a table: a run, and where the paper prints its best score.
 
     The unit is the paper's: mean chain length (0-5) on CALVIN, percent elsewhere. run: None
-    for a number that the paper quotes from other authors.
+    for a number that the paper quotes from other authors, and then source says from whom.
     """
 
     table: str
     row: str
     column: str
     run: Run | None
+    source: str | None = None
 
     @property
     def benchmark(self) -> Benchmark | None:
@@ -208,17 +209,22 @@ FIGURES: Mapping[str, Figure] = {row.name: row for row in _FIGURES}
 
 _OPENVLA = Run("prism-dinosiglip-224px-7b", "calvin", policy="openvla")
 _PI0 = Run("paligemma-1", "calvin", policy="pi0")
+_OPENVLA_SOURCE = "OpenVLA's official results (Kim et al., arXiv 2406.09246)"
+_THINKACT_SOURCE = "ThinkAct's official results (Huang et al., arXiv 2507.16815)"
 BASELINES: tuple[Entry, ...] = (
     Entry("table1", "openvla*", "avg_len", _OPENVLA),
     Entry("table1", "pi0*", "avg_len", _PI0),
-    Entry("table2", "openvla", "simpler", None),
-    Entry("table2", "openvla", "libero10", None),
+    Entry("table2", "openvla", "simpler", None, _OPENVLA_SOURCE),
+    Entry("table2", "openvla", "libero10", None, _OPENVLA_SOURCE),
     Entry("table2", "pi0*", "simpler", replace(_PI0, benchmark="simpler")),
     Entry("table2", "pi0*", "libero10", replace(_PI0, benchmark="libero_10")),
-    Entry("table2", "thinkact", "simpler", None),
-    Entry("table2", "thinkact", "libero10", None),
+    Entry("table2", "thinkact", "simpler", None, _THINKACT_SOURCE),
+    Entry("table2", "thinkact", "libero10", None, _THINKACT_SOURCE),
 )
-"""Expert policies (4.1.1): those with * trained again by the authors, the others quoted."""
+"""Expert policies (4.1.1): those with * trained again by the authors, the others quoted.
+
+ThinkAct sees proprioception, which no other row does.
+"""
 
 
 @cache

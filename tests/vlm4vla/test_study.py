@@ -7,7 +7,8 @@ import pytest
 from envs.benchmarks import benchmark
 from vlm4vla import cost, study
 from vlm4vla.audit import paper_tables
-from vlm4vla.backbones import BACKBONES
+from vlm4vla.backbones import BACKBONES, backbone
+from vlm4vla.policies import POLICIES
 from vlm4vla.run import Run
 from vlm4vla.stages import STAGES, stage_of
 from vlm4vla.study_plan import Plan
@@ -44,6 +45,23 @@ def test_every_printed_score_has_exactly_one_entry():
         if column not in TASKS | SIZES
     ]
     assert sorted(found) == sorted(printed)
+
+
+def test_a_baseline_is_trained_here_or_says_whose_number_it_is():
+    assert all((entry.run is None) == (entry.source is not None) for entry in study.BASELINES)
+    quoted = {(e.row, e.column): (e.printed, e.source) for e in study.BASELINES if e.source}
+    assert {place: number for place, (number, _) in quoted.items()} == {
+        ("openvla", "simpler"): 4.2,
+        ("openvla", "libero10"): 53.7,
+        ("thinkact", "simpler"): 43.8,
+        ("thinkact", "libero10"): 70.9,
+    }
+    assert "2507.16815" in quoted["thinkact", "simpler"][1]
+
+
+def test_trained_baselines_fit_their_backbones():
+    for run in (entry.run for entry in study.BASELINES if entry.run):
+        POLICIES[run.policy].check(backbone(run.backbone))
 
 
 @pytest.mark.parametrize("name", study.TABLES)
