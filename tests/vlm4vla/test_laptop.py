@@ -1,0 +1,36 @@
+"""Every entry of the study that needs no auxiliary stage has a tiny counterpart that can be run."""
+
+import pytest
+
+from envs.benchmarks import benchmark
+from vlm4vla import laptop
+from vlm4vla.backbones import backbone
+from vlm4vla.study import TABLES
+
+ENTRIES = [entry for table in TABLES.values() for entry in table.entries()]
+TABLETOP = benchmark("tabletop")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e.table} {e.row} {e.column}")
+def test_every_run_shrinks(entry):
+    small = laptop.shrink(entry.run, entry.table)
+    row = backbone(small.backbone)
+    assert row.tiny
+    assert small.freeze == entry.run.freeze and small.init == entry.run.init
+    steps = small.resolved(TABLETOP.recipe).steps
+    assert steps == (TABLETOP.recipe.steps if entry.table in laptop.LEARNED else 200)
+    assert len(small.id(TABLETOP)) == 16
+
+
+def test_the_papers_default_rate_is_the_tabletops():
+    default = benchmark("calvin").recipe.lr
+    assert default * laptop.LR_SCALE == pytest.approx(TABLETOP.recipe.lr)
+
+
+def test_benchmarks_collapse_and_share_trainings():
+    ids = {
+        laptop.shrink(entry.run, entry.table).id(TABLETOP)
+        for entry in ENTRIES
+        if entry.table in ("table1", "table2")
+    }
+    assert len(ids) == 2 * 9  # Table 2's nine train shorter than Table 1's
