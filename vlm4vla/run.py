@@ -15,6 +15,8 @@ FREEZE_GROUPS = ("vision", "embed", "llm")
 INITS = ("pretrained", "scratch")
 PROFILES = ("paper", "official")
 PROMPTS = ("native", "short")
+POLICY_KINDS = ("action_query", "openvla", "pi0")
+"""The keys of `vlm4vla.policies.POLICIES`, known without importing torch."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from tests.vlm4vla.policy_helpers import (
     targets,
 )
 from vlm4vla.backbones import BACKBONES
-from vlm4vla.policies import ActionQueryPolicy, build_policy
-from vlm4vla.run import Run
+from vlm4vla.policies import POLICIES, ActionQueryPolicy, build_policy
+from vlm4vla.run import POLICY_KINDS, Run
 
 GROUPS = ("vision", "embed", "llm")
 
@@ -208,6 +208,10 @@ def test_images_of_the_models_size_are_not_resized() -> None:
         policy.prepare(large, TEXTS[:2])["pixel_values"],
         policy.prepare(cached, TEXTS[:2])["pixel_values"],
     )
+
+
+def test_kinds_are_known_without_torch() -> None:
+    assert tuple(POLICIES) == POLICY_KINDS
 
 
 def test_unknown_policy_kind() -> None:
