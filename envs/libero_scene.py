@@ -1,18 +1,21 @@
 """One LIBERO task inside the child: compiled once, reset cheaply, rendered only when asked.
 
-Both short cuts give what plain code gives, bit for bit (tests/envs/test_libero.py):
+All short cuts give what plain code gives, bit for bit (tests/envs/test_libero.py):
 
 * A hard reset compiles the scene again. What LIBERO edits in a compiled model is known
   (MODEL_STATE), so a copy taken right after compiling restores it.
 * robosuite samples its cameras *inside* a control step, before the last physics substep, so a
   frame rendered after the step differs. At that moment we keep what the renderer reads
   (DATA_STATE), and render it later if somebody looks.
+* robosuite runs MuJoCo's whole forward pass three times per physics substep, at the same
+  positions and velocities. The second and third time only what forces change is computed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
@@ -48,6 +51,7 @@ class Scene:
         self._delayed: Any = None
         self._control = _construct(bddl, self.cameras, size)
         self.env = self._control.env
+        self._physics = contextlib.nullcontext() if hard else _LeanPhysics(self.env.sim)
         # Constructing and the evaluators' hard reset each register the samplers of drawers and
         # knobs, so theirs are drawn twice; the same random stream needs ours twice too.
         if not hard:
@@ -75,7 +79,8 @@ class Scene:
 
     def step(self, action: Sequence[float]) -> bool:
         """One control step of 1/20 s; whether the task's goal holds after it."""
-        return bool(self._control.step(action)[2])
+        with self._physics:
+            return bool(self._control.step(action)[2])
 
     def frames(self) -> Dict[str, np.ndarray]:
         """Each camera's uint8 [size, size, 3] as robosuite would have sampled it, turned by 180°.
@@ -97,7 +102,7 @@ class Scene:
 
     def close(self) -> None:
         """Free the scene; a second scene in the process would draw garbage before this."""
-        self._looks, self._delayed = {}, None
+        self._looks, self._delayed, self._physics = {}, None, contextlib.nullcontext()
         self._control.close()
         del self._control, self.env
         gc.collect()
@@ -116,11 +121,13 @@ class Scene:
         names = {camera: f"{camera}_image" for camera in self.cameras}
         self._looks = {camera: observables[name]._sensor for camera, name in names.items()}
         self._delayed = _DelayedCamera(self.env.sim)
-        for name, observable in observables.items():
-            if name == names[self.cameras[0]]:
-                observable._sensor = self._delayed
-            elif name not in PROPRIOCEPTION:
-                observable.set_enabled(False)
+        observables[names[self.cameras[0]]]._sensor = self._delayed
+        read = {names[self.cameras[0]], *PROPRIOCEPTION}
+        if self.hard:  # its next reset looks every observable up
+            for name in set(observables) - read:
+                observables[name].set_enabled(False)
+        else:  # robosuite visits each of them 25 times a step, disabled or not
+            self.env._observables = {n: o for n, o in observables.items() if n in read}
 
 
 class _DelayedCamera:
@@ -149,6 +156,52 @@ class _DelayedCamera:
         yield
         for live, value in now:
             np.copyto(live, value)
+
+
+class _LeanPhysics:
+    """While entered, the simulator's passes at an unchanged state leave out what it determines.
+
+    That is all but forces and accelerations: MuJoCo's own stages, as in mj_step1 and mj_step2.
+    Only within a control step, where nothing edits the model.
+    """
+
+    def __init__(self, sim: Any) -> None:
+        self._mujoco = importlib.import_module("mujoco")
+        self._model, self._data = sim.model._model, sim.data._data
+        self._state = (self._data.qpos, self._data.qvel)
+        self._seen: Optional[Tuple[bytes, bytes]] = None
+        self._whole = sim.forward, sim.step
+        self._after_velocity = int(self._mujoco.mjtStage.mjSTAGE_VEL)
+        integrators = self._mujoco.mjtIntegrator
+        if self._model.opt.integrator != integrators.mjINT_RK4:
+            sim.forward, sim.step = self._forward, self._step
+        self._inside = False
+
+    def __enter__(self) -> None:
+        self._inside, self._seen = True, None
+
+    def __exit__(self, *_: object) -> None:
+        self._inside, self._seen = False, None
+
+    def _forward(self) -> None:
+        if not self._unchanged():
+            self._whole[0]()
+        else:
+            self._mujoco.mj_forwardSkip(self._model, self._data, self._after_velocity, 0)
+
+    def _step(self, with_udd: bool = True) -> None:
+        # As mj_step begins: a simulation that has blown up is set back here.
+        self._mujoco.mj_checkPos(self._model, self._data)
+        self._mujoco.mj_checkVel(self._model, self._data)
+        if self._unchanged():
+            self._mujoco.mj_step2(self._model, self._data)
+        else:
+            self._whole[1]()
+
+    def _unchanged(self) -> bool:
+        """Whether positions and velocities are those of the last call, in this control step."""
+        seen, self._seen = self._seen, tuple(part.tobytes() for part in self._state)
+        return self._inside and seen == self._seen
 
 
 def _construct(bddl: str, cameras: Tuple[str, ...], size: int) -> Any:
