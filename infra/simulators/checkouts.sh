@@ -26,12 +26,16 @@ place() { # URL COMMIT
     name=$(basename "$1" .git)
     from=$(origin "$1" "$name")
     target=$home/src/$name
-    rm -rf "$target"
+    # Built before from a folder that is not named now: it is what is wanted.
+    [ -z "$src" ] && [ "$(git -C "$target" rev-parse HEAD 2>/dev/null)" = "$2" ] && return
     mkdir -p "$home/src"
-    git clone -q --no-checkout "$from" "$target" || {
+    rm -rf "$target.new"
+    git clone -q --no-checkout "$from" "$target.new" || {
         echo "cannot clone $from; with checkouts on disk: make ... SRC=FOLDER" >&2
         return 1
     }
+    rm -rf "$target"
+    mv "$target.new" "$target"
     local commit=$2
     git -C "$target" cat-file -e "$commit^{commit}" 2>/dev/null || {
         commit=$(git -C "$target" rev-parse HEAD)
