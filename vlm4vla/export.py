@@ -17,6 +17,7 @@ from vlm4vla.run import Run
 
 WEIGHTS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+TOKENIZER = "tokenizer.json"
 
 
 def save_policy(
@@ -40,22 +41,26 @@ def save_policy(
         "run": dataclasses.asdict(run),
         "chunk": benchmark.chunk,
         "action_spec": dataclasses.asdict(benchmark.action_spec),
+        "overrides": dict(benchmark.recipe.overrides),
         "normaliser": normaliser.to_json() if isinstance(normaliser, Normaliser) else None,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 
-def load_policy(folder: Path) -> VlmPolicy:
-    """The policy in a folder, ready to act; FileNotFoundError when a file is missing."""
-    description = json.loads((folder / DESCRIPTION).read_text())
-    fields = description["run"]
-    run = Run(**{**fields, "freeze": tuple(fields["freeze"])})
-    normaliser = description["normaliser"]
+def load_policy(folder: Path, description: str = DESCRIPTION, weights: str = WEIGHTS) -> VlmPolicy:
+    """The policy in a folder, ready to act; FileNotFoundError when a file is missing.
+
+    description, weights: names of the two files. A tokenizer in the folder is used.
+    """
+    told = json.loads((folder / description).read_text())
+    fields, normaliser = told["run"], told["normaliser"]
     policy = build_policy(
-        run,
-        description["chunk"],
+        Run(**{**fields, "freeze": tuple(fields["freeze"])}),
+        told["chunk"],
         normaliser=Normaliser.from_json(normaliser) if normaliser else None,
-        weights=folder / WEIGHTS,
-        action_spec=ActionSpec(**description["action_spec"]),
+        weights=folder / weights,
+        overrides=told.get("overrides"),
+        action_spec=ActionSpec(**told["action_spec"]),
+        source=folder if (folder / TOKENIZER).exists() else None,
     )
     return policy.eval()

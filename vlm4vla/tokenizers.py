@@ -111,6 +111,10 @@ class TransformersTokenizer:
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
 
+    def save(self, folder: Path) -> None:
+        """Write the files that `hub_tokenizer` reads."""
+        self._tokenizer.save_pretrained(str(folder))
+
 
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> TinyTokenizer:

@@ -1,7 +1,7 @@
 """The one training loop: DeepSpeed on any number of workers, no Ray.
 
 The global batch of step t is a pure function of (seed, t); each worker computes its share
-of it. Checkpoints and metrics leave through a `Sink`, so the loop knows neither store nor
+of it. Checkpoints and figures leave through a `Sink`, so the loop knows neither store nor
 cluster. Run alone it trains in the calling process.
 """
 
@@ -11,44 +11,35 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from envs.api import Benchmark
-from vlm4vla.data import augment, profiles
+from vlm4vla import checkpoints, optimiser_state
+from vlm4vla.batches import Batch, Batches
+from vlm4vla.checkpoints import Part, Resumed, Sink
+from vlm4vla.data import profiles
 from vlm4vla.data.dataset import Dataset
 from vlm4vla.data.normalise import Normaliser
-from vlm4vla.data.order import batch_at, generator_at, share
-from vlm4vla.export import save_policy
+from vlm4vla.engine import DTYPES, Engine, accumulation, start, update
+from vlm4vla.figures import Figures, Row, peak_flops
 from vlm4vla.policies import VlmPolicy, build_policy
+from vlm4vla.publisher import Publisher
 from vlm4vla.run import Run
+from vlm4vla.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-STATE = "state"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How a training is computed; never changes which samples it sees.
-
-    zero: DeepSpeed ZeRO stage 0–3. precision: fp32, bf16 or fp16. micro_batch: samples per
-    worker and forward pass; None computes the worker's whole share at once.
-    """
-
-    zero: int = 0
-    precision: str = "fp32"
-    micro_batch: int | None = None
-    threads: int = 1
+WEIGHTS = "policy.safetensors"
+TIMES = ("step_s", "data_wait_s", "checkpoint_s")
+"""Figures that are means over the workers, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +50,9 @@ class TrainJob:
     benchmark: Benchmark
     dataset: Path
     scratch: Path
-    engine: Engine = Engine()
+    engine: Engine = field(default_factory=Engine)
     log_every: int = 50
+    """Steps between two reports, at most; about a second passes if that is fewer."""
     keep_untrained: bool = False
     """Also publish the policy before its first step, as step 0, to be compared with."""
 
@@ -84,63 +76,17 @@ def make_job(
     )
 
 
-class Sink(Protocol):
-    """Where checkpoints and metrics go."""
-
-    def latest(self) -> tuple[int, Path] | None:
-        """The last complete checkpoint's step and local folder, or None."""
-        ...
-
-    def publish(self, step: int, folder: Path, rank: int) -> None:
-        """Called by every worker with its own part of a checkpoint."""
-        ...
-
-    def commit(self, step: int) -> None:
-        """Called on rank 0 once every worker has published: makes the checkpoint visible."""
-        ...
-
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called on rank 0."""
-        ...
-
-
-class TrainingDivergedError(Exception):
+class TrainingDivergedError(ValueError):
     """The loss is not finite; the message names the step and the batch's samples."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A micro-batch; actions [b, k, 7] normalised, mask bool [b, k].
-
-    weight makes the micro-batches' mean losses average to the mean over the global batch.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    actions: torch.Tensor
-    mask: torch.Tensor
-    weight: float
-
-
-class _Loss(torch.nn.Module):
-    """The policy as DeepSpeed wants it: forward gives the loss to differentiate."""
-
-    def __init__(self, policy: VlmPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(
-        self, inputs: dict[str, torch.Tensor], actions: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self.policy.loss(inputs, actions, mask)
 
 
 def train(job: TrainJob, sink: Sink) -> None:
     """Train `job` to its last step, resuming from the sink's last complete checkpoint."""
     torch.set_num_threads(job.engine.threads)
     _join_process_group()
-    trainer = _Trainer(job, sink)
-    trainer.resume()
-    trainer.loop()
+    trainer = _Trainer(job, sink, checkpoints.find(sink, job.engine.zero))
+    with Watchdog(job.engine.stall_s, f"worker {trainer.rank} of {trainer.workers}") as dog:
+        trainer.loop(dog)
 
 
 def _join_process_group() -> None:
@@ -154,164 +100,172 @@ def _join_process_group() -> None:
 
 
 class _Trainer:
-    def __init__(self, job: TrainJob, sink: Sink) -> None:
+    def __init__(self, job: TrainJob, sink: Sink, resumed: Resumed) -> None:
         self.job, self.run, self.sink = job, job.run, sink
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.steps, self.batch = _required(job.run.steps), _required(job.run.batch)
-        torch.manual_seed(job.run.seed)
-        self.policy = build_policy(
-            job.run,
-            job.benchmark.chunk,
-            overrides=job.benchmark.recipe.overrides,
-            action_spec=job.benchmark.action_spec,
+        self.step, self.attempt = resumed.step, resumed.attempt
+        self.policy = self._policy(resumed)
+        data = Dataset(job.dataset, self.policy.input_px(job.run.image_px), self.policy.resize)
+        self.policy.normaliser = normaliser = Normaliser(
+            profiles.normalisation(job.benchmark.recipe, job.run.profile), data.manifest.statistics
         )
-        px = self.policy.input_px(job.run.image_px)
-        self.data = Dataset(job.dataset, px, self.policy.resize)
-        self.normaliser = Normaliser(
-            profiles.normalisation(job.benchmark.recipe, job.run.profile),
-            self.data.manifest.statistics,
+        self.engine = start(job.engine, self.policy, _required(job.run.lr), self.batch)
+        if resumed.folder is not None:
+            state = sorted(resumed.folder.glob("zero*.safetensors"))
+            optimiser_state.restore(self.engine, state)
+            log.info("resumed %s at step %d", self.run.backbone, self.step)
+        parts, _ = accumulation(job.engine, self.batch, self.workers)
+        self.batches = Batches(
+            self.run, job.benchmark, data, self.policy, normaliser, self.rank, self.workers, parts
         )
-        self.policy.normaliser = self.normaliser
-        self.engine = self._engine()
-        self.step = 0
+        self.figures = Figures(job.log_every, self.engine.device)
+        self.flops = _flops(self.run, self.workers)
+        self.stopped = 0.0
 
-    def _engine(self) -> Any:
-        parameters = list(self.policy.optimised_parameters())
-        recipe = self.policy.recipe
-        optimiser = torch.optim.AdamW(
-            parameters,
-            lr=_required(self.run.lr),
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
+    def _policy(self, resumed: Resumed) -> VlmPolicy:
+        benchmark = self.job.benchmark
+        return build_policy(
+            self.run,
+            benchmark.chunk,
+            overrides=benchmark.recipe.overrides,
+            action_spec=benchmark.action_spec,
+            weights=None if resumed.folder is None else resumed.folder / WEIGHTS,
+            dtype=DTYPES[self.job.engine.precision],
         )
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-        engine, *_ = deepspeed.initialize(
-            model=_Loss(self.policy),
-            optimizer=optimiser,
-            model_parameters=parameters,
-            config=deepspeed_config(self.job.engine, self.batch, self.workers, recipe.clip_norm),
-        )
-        return engine
 
-    def resume(self) -> None:
-        """Weights, optimiser and step of the last complete checkpoint; nothing when new."""
-        found = self.sink.latest()
-        if found is None:
-            return
-        self.step, folder = found
-        self.engine.load_checkpoint(str(folder / STATE), tag="engine")
-        log.info("resumed %s at step %d", self.run.backbone, self.step)
-
-    def loop(self) -> None:
-        began, seen = time.monotonic(), self.step
-        if self.step == 0 and self.job.keep_untrained:
-            self._checkpoint()
-        for step, batch in self._batches():
-            metrics = self._one(step, batch)
-            self.step = step + 1
-            if self.step % self.job.log_every == 0 or self.step == self.steps:
-                rate = (self.step - seen) * self.batch / (time.monotonic() - began)
-                began, seen = time.monotonic(), self.step
-                self._report({**metrics, "samples_per_s": rate})
-            if self.step in self._checkpoint_steps():
+    def loop(self, dog: Watchdog) -> None:
+        self.publisher = Publisher(dog.beat)
+        try:
+            if self.step == 0 and self.job.keep_untrained:
                 self._checkpoint()
+            self._steps(dog)
+            self.publisher.wait()
+        finally:
+            self.publisher.close()
 
-    def _checkpoint_steps(self) -> set[int]:
-        listed = self.job.benchmark.recipe.checkpoints
-        return {step for step in listed if step < self.steps} | {self.steps}
+    def _steps(self, dog: Watchdog) -> None:
+        ended = time.monotonic()
+        for step, batch in self.batches.steps(self.step, self.steps):
+            weight, weighted, norm = self._one(step, batch)
+            self.step, began, ended = step + 1, ended, time.monotonic()
+            self._note(batch, weight, weighted, norm, ended - began)
+            dog.beat(self.step)
+            self.publisher.check()
+            noticed = self._report() if self.figures.due or self.step == self.steps else False
+            if noticed or self._wanted():
+                self._checkpoint()
+            if noticed:
+                log.warning("step %d: a machine is to be taken away; checkpoint saved", self.step)
+                self.publisher.wait()
 
-    def _batches(self) -> Iterator[tuple[int, list[_Batch]]]:
-        """Batches prepared one step ahead in a thread, so that decoding hides behind compute."""
-        with ThreadPoolExecutor(1) as ahead:
-            future = ahead.submit(self._prepare, self.step)
-            for step in range(self.step, self.steps):
-                batch = future.result()
-                if step + 1 < self.steps:
-                    future = ahead.submit(self._prepare, step + 1)
-                yield step, batch
-
-    def _prepare(self, step: int) -> list[_Batch]:
-        """This worker's share of the global batch, in micro-batches."""
-        indices = batch_at(self.run.seed, step, self.batch, len(self.data))
-        chunks, mask = self.data.chunks(indices, self.job.benchmark.chunk)
-        slots = range(self.batch)[share(self.batch, self.rank, self.workers)]
-        size = self.engine.train_micro_batch_size_per_gpu()
-        parts = [slots[first : first + size] for first in range(0, len(slots), size)]
-        weigh = self.workers * len(parts) / mask.sum()
-        return [self._part(step, part, indices, chunks, mask, weigh) for part in parts]
-
-    def _part(
-        self,
-        step: int,
-        slots: range,
-        indices: np.ndarray,
-        chunks: np.ndarray,
-        mask: np.ndarray,
-        weigh: float,
-    ) -> _Batch:
-        images, actions = zip(*(self._sample(step, s, indices, chunks) for s in slots), strict=True)
-        own = mask[slots.start : slots.stop]
-        return _Batch(
-            self.policy.prepare(
-                np.stack(images), [self.data.instructions[indices[slot]] for slot in slots]
-            ),
-            torch.from_numpy(self.normaliser.forward(np.stack(actions))),
-            torch.from_numpy(own),
-            weight=float(own.sum() * weigh),
-        )
-
-    def _sample(
-        self, step: int, slot: int, indices: np.ndarray, chunks: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rng = generator_at(self.run.seed, step, slot)
-        name = profiles.augmentation(self.job.benchmark.recipe, self.run.profile)
-        return augment.apply(name, self.data.images[indices[slot]], chunks[slot], rng)
-
-    def _one(self, step: int, batch: Sequence[_Batch]) -> dict[str, float]:
-        """One optimiser step over this worker's micro-batches; their mean metrics."""
+    def _one(self, step: int, batch: Sequence[Batch]) -> tuple[float, Row, float | None]:
+        """One optimiser step; this worker's weight, figures times it, and the gradient norm."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.job, step)
-        totals: dict[str, float] = {}
+        # Dropout, where a model has it: a function of the place in the run, as data order is.
+        torch.manual_seed(((self.run.seed << 32) + step) * self.workers + self.rank)
+        clip, device = self.policy.recipe.clip_norm, self.engine.device
+        total = torch.zeros(())
         for part in batch:
-            for name, value in self._accumulate(step, part).items():
-                totals[name] = totals.get(name, 0.0) + value * part.weight
+            inputs = {name: tensor.to(device) for name, tensor in part.inputs.items()}
+            loss, metrics = self.engine(inputs, part.actions.to(device), part.mask.to(device))
+            self.engine.backward(loss * part.weight)
+            norm = update(self.engine, self.job.engine, clip)
+            values = torch.stack(list(metrics.values())) * part.weight
+            total = total.to(device) + values
+        # The one place where a step waits for its device.
+        weighted = dict(zip(metrics, total.tolist(), strict=True))
         weight = sum(part.weight for part in batch)
-        return {name: value / weight for name, value in totals.items()}
+        self._require_finite(step, weighted["loss"] / weight, norm)
+        return weight, weighted, norm
 
-    def _accumulate(self, step: int, part: _Batch) -> dict[str, float]:
-        device = self.engine.device
-        inputs = {name: tensor.to(device) for name, tensor in part.inputs.items()}
-        loss, metrics = self.engine(inputs, part.actions.to(device), part.mask.to(device))
-        if not math.isfinite(loss.item()):
-            samples = batch_at(self.run.seed, step, self.batch, len(self.data)).tolist()
-            raise TrainingDivergedError(
-                f"loss is {loss.item()} at step {step} of {self.run.backbone}; lower the learning "
-                f"rate or look at the batch's samples {samples}"
-            )
-        self.engine.backward(loss * part.weight)
-        self.engine.step()
-        return {"loss": loss.item(), **{name: float(value) for name, value in metrics.items()}}
+    def _require_finite(self, step: int, loss: float, norm: float | None) -> None:
+        """With fp16 an infinite gradient only lowers the loss scale."""
+        if not math.isfinite(loss):
+            what = f"loss is {loss}"
+        elif norm is not None and not math.isfinite(norm) and self.job.engine.precision != "fp16":
+            what = f"the gradient's norm is {norm}"
+        else:
+            return
+        raise TrainingDivergedError(
+            f"{what} at step {step} of {self.run.backbone}; lower the learning rate or look at "
+            f"the batch's samples {self.batches.samples(step)}"
+        )
 
-    def _report(self, metrics: Mapping[str, float]) -> None:
+    def _note(
+        self, batch: Sequence[Batch], weight: float, weighted: Row, norm: float | None, took: float
+    ) -> None:
+        tokens = float(sum(part.tokens for part in batch))
+        times = dict(zip(TIMES, (took, self.batches.waited, self.stopped), strict=True))
+        weighted["grad_norm"] = weight * (math.nan if norm is None else norm)
+        self.figures.add(self.step, weight, weighted, {"tokens": tokens, **times})
+        self.stopped = 0.0
+
+    def _report(self) -> bool:
+        """Bring the figures together; True when some worker has got a notice."""
+        rows, noticed = self.figures.gather(self.sink.notice(), TIMES)
         if self.rank == 0:
-            self.sink.report(self.step, {**metrics, "lr": learning_rate(self.job, self.step - 1)})
+            self.sink.report([self._completed(row) for row in rows])
+        return noticed
+
+    def _completed(self, row: Row) -> Row:
+        took = max(row["step_s"], 1e-9)
+        row["lr"] = learning_rate(self.job, int(row["step"]) - 1)
+        row["samples_per_s"] = self.batch / took
+        row["tokens_per_s"] = row.pop("tokens") / took
+        if self.flops is not None:
+            row["mfu"] = self.flops * self.batch / took
+        return row
+
+    def _wanted(self) -> bool:
+        every = self.job.engine.checkpoint_every
+        return self._evaluated() or (every is not None and self.step % every == 0)
+
+    def _evaluated(self) -> bool:
+        listed = self.job.benchmark.recipe.checkpoints
+        return self.step in (0, self.steps) or (self.step in listed and self.step < self.steps)
 
     def _checkpoint(self) -> None:
-        folder = self.job.scratch / f"step-{self.step:08d}-rank{self.rank}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder / STATE), tag="engine", save_latest=False)
-        if self.rank == 0:
-            save_policy(self.policy, self.run, self.job.benchmark, folder)
-        self.sink.publish(self.step, folder, self.rank)
-        dist.barrier()
-        if self.rank == 0:
-            self.sink.commit(self.step)
+        """Copy to host memory; writing and sending happen beside the steps that follow."""
+        began = time.monotonic()
+        self.publisher.wait()
+        stage = self.job.engine.zero
+        holds = self.step > 0 and optimiser_state.holds_a_part(stage)
+        state = optimiser_state.snapshot(self.engine) if holds else None
+        weights = checkpoints.copy_weights(self.policy, stage)
+        part = Part(
+            step=self.step,
+            folder=self.job.scratch / f"step-{self.step:08d}-rank{self.rank}",
+            rank=self.rank,
+            state=optimiser_state.file_name(stage) if holds else None,
+            attempt=self.attempt,
+            parts=optimiser_state.files(stage) if self.step else 0,
+            evaluated=self._evaluated(),
+        )
+        self.publisher.submit(
+            partial(
+                checkpoints.send,
+                *(part, self.sink, self.policy, self.run, self.job.benchmark, weights, state),
+            )
+        )
+        self.stopped += time.monotonic() - began
 
 
 def _required(value: T | None) -> T:
     if value is None:
         raise ValueError("train a resolved run: call run.resolved(benchmark.recipe) first")
     return value
+
+
+def _flops(run: Run, workers: int) -> float | None:
+    """Share of all workers' peak that one sample a second makes up; None without a known GPU."""
+    peak = peak_flops()
+    if peak is None:
+        return None
+    from vlm4vla import cost  # counts parameters on the meta device, which takes a while
+
+    return cost.training_flops(run) / cost.samples(run) / (peak * workers)
 
 
 def learning_rate(job: TrainJob, step: int) -> float:
@@ -323,24 +277,3 @@ def learning_rate(job: TrainJob, step: int) -> float:
         return lr
     progress = (step - recipe.warmup) / max(1, steps - recipe.warmup)
     return lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def deepspeed_config(
-    engine: Engine, batch: int, workers: int, clip_norm: float | None = None
-) -> dict[str, Any]:
-    """DeepSpeed's configuration; ValueError when workers cannot share the batch evenly."""
-    if batch % workers:
-        raise ValueError(f"a global batch of {batch} does not divide among {workers} workers")
-    micro = min(engine.micro_batch or batch // workers, batch // workers)
-    return {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": batch // workers // micro,
-        "zero_optimization": {"stage": engine.zero},
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": clip_norm or 0.0,
-        "bf16": {"enabled": engine.precision == "bf16"},
-        "fp16": {"enabled": engine.precision == "fp16"},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }

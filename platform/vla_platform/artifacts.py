@@ -3,7 +3,7 @@
 datasets/<id>/manifest.json, shard-*.parquet       complete once the manifest is there
 policies/<run>/step-00001200/policy.safetensors,
     policy.json, complete.json                      complete once complete.json is there
-training/<run>/step-00001200/…                      optimiser state; only a resume reads it
+training/<run>/step-00001200/<attempt>/…            optimiser state; only a resume reads it
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vla_platform import places
 from vla_platform.store import Store
@@ -27,33 +28,50 @@ DESCRIPTION = "policy.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A policy in the store; `digest` is the sha256 of its weights and its identity."""
+    """A policy in the store; `digest` is the sha256 of its weights and its identity.
+
+    evaluated: one that the recipe wants scored, rather than one to resume from alone.
+    attempt, state: where the optimiser's files lie, and the sha256 of each by name.
+    """
 
     run: str
     step: int
     digest: str
+    evaluated: bool = True
+    attempt: str = ""
+    state: tuple[tuple[str, str], ...] = ()
 
     @property
     def prefix(self) -> str:
         return checkpoint_prefix(self.run, self.step)
+
+    def __str__(self) -> str:
+        return f"policy {self.run} at step {self.step}"
 
 
 def checkpoint_prefix(run: str, step: int) -> str:
     return f"policies/{run}/step-{step:08d}"
 
 
-def state_prefix(run: str, step: int) -> str:
-    return f"training/{run}/step-{step:08d}"
+def state_prefix(run: str, step: int, attempt: str) -> str:
+    return f"training/{run}/step-{step:08d}/{attempt}"
 
 
 def checkpoints(store: Store, run: str) -> list[Checkpoint]:
     """The run's complete checkpoints by step."""
-    found = []
-    for key in store.list(f"policies/{run}/"):
-        if key.endswith(f"/{COMPLETE}"):
-            digest = json.loads(store.get(key))["digest"]
-            found.append(Checkpoint(run, int(key.split("/")[2].removeprefix("step-")), digest))
-    return found
+    keys = [key for key in store.list(f"policies/{run}/") if key.endswith(f"/{COMPLETE}")]
+    return [_described(run, json.loads(store.get(key))) for key in keys]
+
+
+def _described(run: str, marker: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        run,
+        marker["step"],
+        marker["digest"],
+        marker.get("evaluated", True),
+        marker.get("attempt", ""),
+        tuple(sorted(marker.get("state", {}).items())),
+    )
 
 
 def publish_policy(store: Store, run: str, step: int, folder: Path) -> None:
@@ -62,10 +80,21 @@ def publish_policy(store: Store, run: str, step: int, folder: Path) -> None:
         store.upload(folder / name, f"{checkpoint_prefix(run, step)}/{name}")
 
 
-def complete_policy(store: Store, run: str, step: int, digest: str) -> Checkpoint:
-    marker = json.dumps({"digest": digest, "step": step}).encode()
-    store.put(f"{checkpoint_prefix(run, step)}/{COMPLETE}", marker)
-    return Checkpoint(run, step, digest)
+def complete_policy(
+    store: Store,
+    run: str,
+    step: int,
+    digest: str,
+    *,
+    evaluated: bool = True,
+    attempt: str = "",
+    state: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Make a published policy visible, and with it the optimiser files that belong to it."""
+    marker = {"digest": digest, "step": step, "evaluated": evaluated}
+    marker |= {"attempt": attempt, "state": dict(state or {})}
+    store.put(f"{checkpoint_prefix(run, step)}/{COMPLETE}", json.dumps(marker).encode())
+    return _described(run, marker)
 
 
 def file_digest(path: Path) -> str:

@@ -1,81 +1,50 @@
 """Ray Train around a training loop that knows nothing of Ray.
 
 The store is the truth: a started or restarted worker asks it for the last complete
-checkpoint, so Ray's own checkpoints are not used.
+checkpoint, so Ray's own checkpoints are not used. Ray places the workers, watches them and
+changes their number; whether a failure is worth another attempt is decided here.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vla_platform import artifacts, places
 from vla_platform.cluster import Cluster
-from vla_platform.store import Store
+from vla_platform.store import Store, StoreError, StoreUnavailableError
+from vla_platform.store_sink import StoreSink
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+"""Failed attempts in a row of which none gets as far as a new checkpoint."""
+FINAL = (
+    *(ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError),
+    *(FileNotFoundError, StoreError, torch.OutOfMemoryError),
+)
+"""Errors that the same steps would meet again: not retried…"""
+TRANSIENT = (StoreUnavailableError,)
+"""…but for these."""
+ASK_EVERY = 5
+"""Reports between two questions to Ray whether a node is drained; asking is a collective."""
 SAY_EVERY_S = 10.0
 SHOWN = ("loss", "pose_loss", "gripper_accuracy", "samples_per_s")
-"""Metrics of a progress line; all of them go to the store."""
+"""Figures of a progress line; all of them go to the store."""
 Train = Callable[[Any, Any], None]
 MakeJob = Callable[[Path, Path], Any]
-
-
-class StoreSink:
-    """A run's checkpoints and metrics in the store; the `Sink` of `vlm4vla.train`."""
-
-    def __init__(self, store: Store, run: str, scratch: Path, show: Callable[..., None]) -> None:
-        self.store, self.run, self.scratch, self.show = store, run, scratch, show
-        self.rows: list[dict[str, float]] = []
-        self.digests: dict[int, str] = {}
-
-    def latest(self) -> tuple[int, Path] | None:
-        """The newest complete checkpoint with its optimiser state on local disk."""
-        for checkpoint in reversed(artifacts.checkpoints(self.store, self.run)):
-            prefix = artifacts.state_prefix(self.run, checkpoint.step)
-            keys = list(self.store.list(prefix + "/"))
-            if keys:
-                folder = self.scratch / f"resume-{checkpoint.step:08d}"
-                for key in keys:
-                    self.store.download(key, folder / key.removeprefix(prefix + "/"))
-                return checkpoint.step, folder
-        return None
-
-    def publish(self, step: int, folder: Path, rank: int) -> None:
-        prefix = artifacts.state_prefix(self.run, step)
-        for path in sorted(p for p in (folder / "state").rglob("*") if p.is_file()):
-            self.store.upload(path, f"{prefix}/{path.relative_to(folder)}")
-        if rank == 0:
-            artifacts.publish_policy(self.store, self.run, step, folder)
-            self.digests[step] = artifacts.file_digest(folder / artifacts.WEIGHTS)
-        shutil.rmtree(folder)
-
-    def commit(self, step: int) -> None:
-        if self.rows:
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(self.rows), sink)
-            self.store.put(f"metrics/{self.run}/step-{step:08d}.parquet", sink.getvalue())
-            self.rows = []
-        artifacts.complete_policy(self.store, self.run, step, self.digests[step])
-
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.rows.append({"step": step, "time": time.time(), **metrics})
-        self.show(step, metrics)
 
 
 def fit(
@@ -91,31 +60,40 @@ def fit(
     """Train one run to its end and return its complete checkpoints.
 
     train: the loop, called in every worker with (job, sink). make_job: builds the job from
-    the dataset's local folder and a scratch folder. Raises what the loop raised, after
-    `MAX_FAILURES` restarts.
+    the dataset's local folder and a scratch folder. An error in `FINAL` is raised at once;
+    any other once `MAX_FAILURES` restarts in a row got no further.
     """
-    config = {
-        "train": train,
-        "make_job": make_job,
-        "run": run,
-        "dataset": dataset,
-        "store": store,
-        "title": title,
-        "steps": steps,
-    }
+    worker = _Worker(train, make_job, run, dataset, store, title, steps)
+    failures, reached = 0, -1
+    while True:
+        try:
+            _attempt(worker, run, cluster)
+            return artifacts.checkpoints(store, run)
+        except TrainingFailedError as failure:
+            reason = _reason(failure)
+            if isinstance(reason, FINAL) and not isinstance(reason, TRANSIENT):
+                raise reason from failure
+            found = artifacts.checkpoints(store, run)
+            newest = found[-1].step if found else 0
+            failures = 1 if newest > reached else failures + 1
+            reached = newest
+            if failures > MAX_FAILURES:
+                raise
+            log.warning("%s: %s; again from step %d", title, _brief(reason), newest)
+
+
+def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
+        worker,
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=_scaling(cluster),
         run_config=RunConfig(
             name=f"{run}-{uuid4().hex[:6]}",
             storage_path=str(places.home() / "ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
     trainer.fit()
-    return artifacts.checkpoints(store, run)
 
 
 def _scaling(cluster: Cluster) -> ScalingConfig:
@@ -131,26 +109,95 @@ def _scaling(cluster: Cluster) -> ScalingConfig:
     )
 
 
-def _worker(config: dict[str, Any]) -> None:
-    store: Store = config["store"]
-    rank = ray.train.get_context().get_world_rank()
-    began = time.monotonic()
+def _reason(failure: TrainingFailedError) -> BaseException:
+    """What the workers raised; the final one of them if there is one.
 
-    steps, said = config["steps"], [began]
+    When one worker fails, the others' collectives break, which says nothing.
+    """
+    wrapped = list(getattr(failure, "worker_failures", {}).values())
+    reasons = [getattr(error, "_base_exc", error) for error in wrapped] or [failure]
+    return next((error for error in reasons if isinstance(error, FINAL)), reasons[0])
 
-    def show(step: int, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if now - said[0] < SAY_EVERY_S and step < steps:
+
+def _brief(reason: BaseException) -> str:
+    lines = str(reason).strip().splitlines() or [""]
+    return f"{type(reason).__name__}: {lines[0][:200]}"
+
+
+class _Worker:
+    """What Ray Train calls in every worker.
+
+    Ray unpickles it in the process's main thread, the only one that may set a signal
+    handler, and calls it in another.
+    """
+
+    def __init__(
+        self,
+        train: Train,
+        make_job: MakeJob,
+        run: str,
+        dataset: str,
+        store: Store,
+        title: str,
+        steps: int,
+    ) -> None:
+        self.train, self.make_job, self.run, self.dataset = train, make_job, run, dataset
+        self.store, self.title, self.steps = store, title, steps
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.noticed = Notices()
+
+    def __call__(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
+            scratch = Path(name)
+            job = self.make_job(artifacts.fetch_dataset(self.store, self.dataset), scratch)
+            show = ProgressLine(self.title, self.steps)
+            sink = StoreSink(self.store, self.run, scratch, show, self.noticed)
+            try:
+                self.train(job, sink)
+            finally:
+                sink.curves.close()
+        log.info("rank %d finished", ray.train.get_context().get_world_rank())
+
+
+class Notices:
+    """True once after a SIGTERM to this process, and once when Ray drains a worker's node."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._drained = False
+        self._calls = 0
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+
+    def __call__(self) -> bool:
+        """Every worker calls this equally often: Ray's answer is agreed among them."""
+        self._calls += 1
+        noticed = self._asked.is_set()
+        self._asked.clear()
+        if self._calls % ASK_EVERY == 0 and not self._drained:
+            self._drained = ray.train.get_preemption_info() is not None
+            noticed = noticed or self._drained
+        return noticed
+
+
+class ProgressLine:
+    """Prints how far a training is, at most every `SAY_EVERY_S`; Ray carries it to the driver."""
+
+    def __init__(self, title: str, steps: int) -> None:
+        self.title, self.steps = title, steps
+        self.began = self.said = time.monotonic()
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        step, now = int(row["step"]), time.monotonic()
+        if now - self.said < SAY_EVERY_S and step < self.steps:
             return
-        said[0] = now
-        left = (now - began) * (steps - step) / max(1, step)
-        figures = " ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
-        pace = f"{now - began:.0f}s, ~{left:.0f}s left"
-        # Workers' output is what Ray carries to the driver and the dashboard's job log.
-        print(f"{config['title']}: step {step}/{steps} {pace}, {figures}", flush=True)  # noqa: T201
-
-    with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
-        scratch = Path(name)
-        job = config["make_job"](artifacts.fetch_dataset(store, config["dataset"]), scratch)
-        config["train"](job, StoreSink(store, config["run"], scratch, show))
-    log.info("rank %d finished", rank)
+        self.said = now
+        spent = now - self.began
+        left = spent * (self.steps - step) / max(1, step)
+        figures = " ".join(f"{name} {row[name]:.4g}" for name in SHOWN if name in row)
+        print(  # noqa: T201
+            f"{self.title}: step {step}/{self.steps} {spent:.0f}s, ~{left:.0f}s left, {figures}",
+            flush=True,
+        )

@@ -1,0 +1,73 @@
+"""Which of a run's files nobody needs any more, and deleting them. Training never deletes.
+
+Kept are the policies of all checkpoints that the recipe wants evaluated, and of the last two
+checkpoints with an optimiser state both policy and state. Whatever belongs to a step after the
+newest complete checkpoint is left alone: it may be on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vla_platform import artifacts
+from vla_platform.artifacts import COMPLETE, Checkpoint
+from vla_platform.store import Store
+from vla_platform.store_sink import state_keys
+
+STATES = 2
+"""Optimiser states kept of a run: the last, and one more in case that is damaged."""
+
+
+@dataclass(frozen=True)
+class Surplus:
+    """Keys to delete, in order: a marker goes before the files that it makes visible."""
+
+    run: str
+    keys: tuple[str, ...]
+
+
+def runs(store: Store) -> list[str]:
+    return [name.removesuffix("/") for name in store.children("policies") if name.endswith("/")]
+
+
+def surplus(store: Store, run: str) -> Surplus:
+    """What may go of one run."""
+    found = artifacts.checkpoints(store, run)
+    kept = kept_states(store, found)
+    policies = [c for c in found if not c.evaluated and c not in kept]
+    keys = [*_policies(store, policies), *_states(store, run, found, kept)]
+    return Surplus(run, tuple(keys))
+
+
+def kept_states(store: Store, found: list[Checkpoint]) -> list[Checkpoint]:
+    """The last checkpoints that could be resumed from."""
+    there = set(store.list(f"training/{found[0].run}/")) if found else set()
+    whole = [c for c in found if c.state and set(state_keys(c)) <= there]
+    return whole[-STATES:]
+
+
+def _policies(store: Store, checkpoints: list[Checkpoint]) -> Iterator[str]:
+    for checkpoint in checkpoints:
+        marker = f"{checkpoint.prefix}/{COMPLETE}"
+        yield marker
+        yield from (key for key in store.list(f"{checkpoint.prefix}/") if key != marker)
+
+
+def _states(
+    store: Store, run: str, found: list[Checkpoint], kept: list[Checkpoint]
+) -> Iterator[str]:
+    if not kept:
+        return
+    needed = {key for checkpoint in kept for key in state_keys(checkpoint)}
+    newest = found[-1].step
+    for key in store.list(f"training/{run}/"):
+        step = int(key.split("/")[2].removeprefix("step-"))
+        if step <= newest and key not in needed:
+            yield key
+
+
+def delete(store: Store, what: Surplus) -> int:
+    for key in what.keys:
+        store.delete(key)
+    return len(what.keys)
