@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+
+ENGINE = (
+    *("zero", "precision", "micro_batch", "threads"),
+    *("checkpointing", "optimiser", "checkpoint_every", "stall_s"),
+)
+"""Fields of a `Cluster` that say how a training worker computes."""
 
 
 @dataclass(frozen=True)
@@ -10,7 +18,8 @@ class Cluster:
     """How training and rollouts are spread; never part of a run's or an episode's identity.
 
     workers: training workers (min, max); equal numbers switch elasticity off.
-    zero, precision, micro_batch, threads: see `vlm4vla.train.Engine`.
+    zero, precision, micro_batch, threads, checkpointing, optimiser, checkpoint_every, stall_s:
+    see `vlm4vla.engine.Engine`, which `engine()` are the arguments of.
     slots: simulators per rollout host, at most; hosts: rollout hosts; simulator_cores: cores
     that a host may fill with simulators, of which heavy ones take a whole core each.
     batch: observations per inference call, always padded to this many.
@@ -31,6 +40,14 @@ class Cluster:
     replicas: int
     batch: int
     gpu_share: float
+    checkpointing: bool = False
+    optimiser: str = "adamw"
+    checkpoint_every: int | None = None
+    stall_s: float | None = 600.0
+
+    def engine(self) -> dict[str, Any]:
+        """How a worker computes, for `vlm4vla.engine.Engine`."""
+        return {name: getattr(self, name) for name in ENGINE}
 
 
 CLUSTERS: dict[str, Cluster] = {
@@ -65,5 +82,32 @@ CLUSTERS: dict[str, Cluster] = {
         replicas=1,
         batch=32,
         gpu_share=1,
+        checkpointing=True,
+        optimiser="fused",
+        checkpoint_every=500,
+        stall_s=1800.0,
+    ),
+    # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 27 GB a GPU at 32 and 47 GB at 16
+    # (`python -m vlm4vla.planner qwen3vl-30b-a3b --zero 3 --gpus 32 --batch 16`), and while a
+    # worker starts 62 GB of its node's memory, eight times over.
+    "4x8-a100": Cluster(
+        workers=(16, 32),
+        cpus_per_worker=12,
+        gpus_per_worker=1,
+        zero=3,
+        precision="bf16",
+        micro_batch=16,
+        threads=8,
+        slots=8,
+        hosts=12,
+        cpus_per_host=8,
+        simulator_cores=8,
+        replicas=1,
+        batch=32,
+        gpu_share=1,
+        checkpointing=True,
+        optimiser="fused",
+        checkpoint_every=500,
+        stall_s=1800.0,
     ),
 }

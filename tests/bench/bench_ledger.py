@@ -94,6 +94,16 @@ def measure(folder: Path, size: int) -> dict[str, float]:
     return found
 
 
+def bench(sizes: tuple[int, ...], disk: Path | None = None) -> dict[str, Any]:
+    """A measurement per size, printed as a table."""
+    with tempfile.TemporaryDirectory(dir=disk) as folder:
+        table = [measure(Path(folder), size) for size in sizes]
+    print(" ".join(f"{name:>20}" for name in table[0]))
+    for row in table:
+        print(" ".join(f"{value:>20,.3f}" for value in row.values()), flush=True)
+    return {"sizes": table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 10k episodes only")
@@ -101,11 +111,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on which disk; default the temporary folder")
     options = parser.parse_args()
     sizes = (1_000, 10_000) if options.quick else (1_000, 10_000, 100_000)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        table = [measure(Path(folder), size) for size in sizes]
-    print(" ".join(f"{name:>20}" for name in table[0]))
-    for row in table:
-        print(" ".join(f"{value:>20,.3f}" for value in row.values()))
+    table = bench(sizes, options.folder)["sizes"]
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 

@@ -1,0 +1,201 @@
+"""Part (a): our pool on real LIBERO, beside the bare loop and beside the peer.
+
+One constant chunk in place of a policy, so that every episode lasts its full number of steps and
+only the machinery around the simulator differs. The pool goes its whole way: Ray, the host, a
+real inference actor, and a commit per episode to a store.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vla_platform.cluster import CLUSTERS
+from vla_platform.evaluation import Wanted, environment
+from vla_platform.ledger import Ledger
+from vla_platform.rollouts import Pool
+from vla_platform.store import Store, open_store
+
+from envs.api import Benchmark, Observation
+from envs.benchmarks import benchmark
+from tests.bench import bench_rollouts_peer as peer
+from tests.bench.bench_control_plane import checkpoint, play
+from tests.bench.bench_rollouts_bare import Loops
+from tests.bench.bench_rollouts_loop import ACTION, WARM_UP
+
+SUITE, TASKS, CHUNK = "libero_object", 1, 8
+PROCESSES = os.cpu_count() or 1
+TWO_VIEWS = {"image_size": 256, "views": ["robot0_eye_in_hand"]}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    trials: episodes at the first horizon; shorter horizons take longer, so they get fewer.
+    rounds: how often limit and pool take turns. One task: compiling a scene is not timed.
+    """
+
+    steps: int = 200
+    trials: int = 8
+    rounds: int = 2
+    peer_trials: int = 2 * PROCESSES
+    horizons: tuple[int, ...] = (8, 4, 2, 1)
+
+    def episodes(self, horizon: int) -> int:
+        return max(PROCESSES, self.trials * horizon // CHUNK)
+
+
+class Constant:
+    """The same chunk whatever it sees."""
+
+    batch_invariant = True
+
+    def act(self, observations: Sequence[Observation], length: int | None) -> np.ndarray:
+        return np.asarray([[ACTION] * CHUNK] * len(observations), np.float32)
+
+    def group(self, observation: Observation) -> int:
+        return 0
+
+
+def load(folder: Path) -> Constant:
+    return Constant()
+
+
+def row_of(steps: int, **changes: Any) -> Benchmark:
+    row = benchmark(SUITE)
+    return replace(
+        row,
+        tasks=row.tasks[:TASKS],
+        chunk=CHUNK,
+        horizons=(8, 4, 2, 1),
+        step_limits={"*": steps},
+        simulator_args={**row.simulator_args, **changes},
+    )
+
+
+class OurPool:
+    """One pool for every measurement of a row, its children warm before anything is timed."""
+
+    def __init__(self, store: Store, folder: Path, row: Benchmark) -> None:
+        self.store, self.row, self.measured = store, row, 0
+        self.policy = checkpoint(store, folder)
+        self.fingerprint = environment(Ledger(store), row)
+        cluster = CLUSTERS["laptop"]
+        self.pool = Pool(
+            store,
+            load,
+            replace(cluster, hosts=1, slots=PROCESSES, simulator_cores=PROCESSES, batch=PROCESSES),
+        )
+        self._play(trials=PROCESSES, horizon=CHUNK, first=WARM_UP, tasks=row.tasks[:1])
+
+    def _play(self, **changes: Any) -> float:
+        """Steps per second of these episodes, each under a key of its own."""
+        self.measured += 1
+        fields = {"tasks": self.row.tasks, "mode": f"measurement-{self.measured}", **changes}
+        wanted = Wanted(self.policy, self.row, fingerprint=self.fingerprint, **fields)
+        began = time.monotonic()
+        return play(self.pool, wanted).steps / (time.monotonic() - began)
+
+    def measure(self, trials: int, horizon: int) -> float:
+        return self._play(trials=trials, horizon=horizon)
+
+
+@contextmanager
+def our_pool(row: Benchmark) -> Iterator[OurPool]:
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="br-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        ray.init(address="local", num_cpus=8, include_dashboard=False, _temp_dir=f"{name}/ray")
+        try:
+            ours = OurPool(open_store(f"{name}/store"), Path(name, "policy"), row)
+            with ours.pool:
+                yield ours
+        finally:
+            ray.shutdown()
+
+
+def against_limit(row: Benchmark, size: Size) -> list[dict[str, Any]]:
+    """Per horizon: the limit and our pool in turns, so that both see the same machine."""
+    table = []
+    with Loops(row, PROCESSES) as loops, our_pool(row) as ours:
+        for horizon in size.horizons:
+            trials = size.episodes(horizon)
+            limits, pools = [], []
+            for _ in range(size.rounds):
+                limits.append(loops.measure(trials, horizon))
+                pools.append(ours.measure(trials, horizon))
+            table.append(entry(horizon, trials, limits, pools))
+            print(line(table[-1]), flush=True)
+    return table
+
+
+def entry(
+    horizon: int, trials: int, limits: Sequence[float], pools: Sequence[float]
+) -> dict[str, Any]:
+    """Equal episodes in every round, so rates are averaged harmonically: all steps / all time."""
+    limit, pool = statistics.harmonic_mean(limits), statistics.harmonic_mean(pools)
+    return {
+        "horizon": horizon,
+        "limit_steps_per_s": limit,
+        "pool_steps_per_s": pool,
+        "to_limit": pool / limit,
+        "rounds_limit": list(limits),
+        "rounds_pool": list(pools),
+        "episodes_a_round": TASKS * trials,
+    }
+
+
+def two_views(size: Size) -> float:
+    """Our steps per second with the peer's cameras: two of 256 pixels, rendered at replans."""
+    with our_pool(row_of(size.steps, **TWO_VIEWS)) as ours:
+        return ours.measure(size.trials, CHUNK)
+
+
+def against_peer(size: Size, ours: float) -> dict[str, Any]:
+    """The peer as it comes; why not, if it is not there."""
+    try:
+        peer.interpreter()
+    except peer.PeerMissingError as missing_peer:
+        print(f"no peer: {missing_peer}", flush=True)
+        return {"missing": str(missing_peer)}
+    theirs = peer.measure(SUITE, TASKS, size.peer_trials, size.steps, CHUNK, PROCESSES)
+    rate, both = theirs["steps_per_s"], two_views(size)
+    print(
+        f"peer {rate:.1f} steps/s; ours with one 224 px view {ours:.1f} ({ours / rate:.1f}x), "
+        f"with its two 256 px views {both:.1f} ({both / rate:.1f}x)",
+        flush=True,
+    )
+    return {
+        "peer": theirs,
+        "pool_two_views_steps_per_s": both,
+        "to_peer": ours / rate,
+        "to_peer_two_views": both / rate,
+        "to_peer_by_horizon": {},
+    }
+
+
+def bench(size: Size) -> dict[str, Any]:
+    """Everything of part (a)."""
+    table = against_limit(row_of(size.steps), size)
+    first = table[0]
+    found = against_peer(size, first["pool_steps_per_s"])
+    if "peer" in found:  # it renders at every step, whatever the horizon
+        rate = found["peer"]["steps_per_s"]
+        found["to_peer_by_horizon"] = {r["horizon"]: r["pool_steps_per_s"] / rate for r in table}
+    return {"to_limit": first["to_limit"], "horizons": table, **found}
+
+
+def line(row: dict[str, Any]) -> str:
+    return (
+        f"horizon {row['horizon']}: limit {row['limit_steps_per_s']:.1f} steps/s, pool "
+        f"{row['pool_steps_per_s']:.1f} ({100 * row['to_limit']:.1f}%)"
+    )
