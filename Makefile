@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight bench-simulators clean
+.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -45,6 +45,19 @@ preflight: $(READY)  ## start each installed simulator, render a frame, say what
 
 bench-simulators: $(READY)  ## simulators' steps per second beside rendering every step; QUICK=1 is shorter
 	$(BIN)/python tests/bench/bench_simulators.py $(if $(QUICK),--quick,--json tests/bench/simulators.json)
+
+bench-rollouts: $(READY)  ## the pool beside a bare loop, a peer and the ideal; QUICK=1: under five minutes
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_rollouts $(if $(QUICK),--quick)
+
+bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
+	bash tests/bench/peer_vla_eval.sh
+
+ADDRESS ?= $(or $(RAY_API_SERVER_ADDRESS),http://127.0.0.1:8265)
+submit: $(READY)  ## run JOB=jobs/NAME.py ARGS='…' on the cluster at ADDRESS; DETACH=1; DO=logs|status|stop ID=…
+	@$(BIN)/python -m vla_platform.submit --address $(ADDRESS) $(or $(DO),run $(if $(DETACH),--detach)) $(JOB) $(ID) $(ARGS)
+
+services: $(READY)  ## SeaweedFS, Prometheus and a Ray head on loopback; DO=stop|status
+	@$(BIN)/python -m infra.services $(or $(DO),start) $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info
