@@ -27,11 +27,14 @@ _STACK_DUMP_SECONDS = 0.3
 
 
 class SimulatorDied(RuntimeError):  # noqa: N818 an event, named as one
-    """The child failed; its episode is lost, the next reset starts a new child. Picklable."""
+    """The child failed; its episode is lost, the next reset starts a new child. Picklable.
 
-    def __init__(self, reason: str) -> None:
+    silent: it did not answer in time and was killed, rather than that it ended or complained.
+    """
+
+    def __init__(self, reason: str, silent: bool = False) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.silent = reason, silent
 
 
 class SimulatorMissing(RuntimeError):  # noqa: N818
@@ -66,7 +69,7 @@ class Child:
             wire.send(self.sock, message, deadline)
             reply = wire.receive(self.sock, deadline)
         except TimeoutError:
-            raise SimulatorDied(self._why_silent(message.kind, timeout)) from None
+            raise SimulatorDied(self._why_silent(message.kind, timeout), silent=True) from None
         except (wire.ConnectionClosed, OSError):
             raise SimulatorDied(self._why_ended(message.kind)) from None
         except wire.WireError as malformed:

@@ -6,16 +6,23 @@ Their file is the state dict of a Lightning module: `action_token`, `act_head.*`
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlm4vla.backbones import Backbone
+from envs.api import Benchmark
+from vlm4vla.backbones import Backbone, backbone
+from vlm4vla.data.normalise import Normaliser, Statistics
+from vlm4vla.data.profiles import normalisation
+from vlm4vla.run import Run
 from vlm4vla.sizes import meta_head, meta_model, words
 from vlm4vla.weights import check_keys
 
@@ -62,6 +69,48 @@ def import_released(row: Backbone, chunk: int, source: Path, target: Path) -> No
     check_keys(policy_state(row, chunk), weights, str(source))
     save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, target)
     logger.info("%s: %d tensors of %s imported", row.name, len(weights), source)
+
+
+def released_policy(
+    name: str, benchmark: Benchmark, source: Path, folder: Path, statistics: Path | None
+) -> None:
+    """Write a released file as a policy's folder, with the `official` profile's data handling.
+
+    statistics: the dataset's, as JSON: ours, or `{dataset: {"action": {"q01": …}}}` as RLDS
+    loaders save it. ValueError when the benchmark's normalisation needs one and has none.
+    """
+    row = backbone(name)
+    run = Run(row.name, benchmark.name, profile="official").resolved(benchmark.recipe)
+    kind = normalisation(benchmark.recipe, run.profile)
+    if "quantile" in kind and statistics is None:
+        raise ValueError(
+            f"{benchmark.name}'s actions are normalised by quantiles: give the training data's "
+            "with --statistics FILE"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    import_released(row, benchmark.chunk, source, folder / "policy.safetensors")
+    description = {
+        "run": dataclasses.asdict(run),
+        "chunk": benchmark.chunk,
+        "action_spec": dataclasses.asdict(benchmark.action_spec),
+        "overrides": dict(benchmark.recipe.overrides),
+        "normaliser": Normaliser(kind, _statistics(statistics)).to_json(),
+    }
+    (folder / "policy.json").write_text(json.dumps(description, indent=1))
+
+
+def _statistics(path: Path | None) -> Statistics:
+    zeros = [0.0] * 7
+    names = {f.name: f.name for f in dataclasses.fields(Statistics)}
+    theirs = {**names, "minimum": "min", "maximum": "max"}
+    found: Any = json.loads(path.read_text()) if path else dict.fromkeys(names, zeros)
+    if len(found) == 1:
+        found = next(iter(found.values()))["action"]
+    try:
+        columns = {n: found[n] if n in found else found[theirs[n]] for n in names}
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error} of the actions") from None
+    return Statistics.from_json(columns)
 
 
 def read(source: Path) -> Mapping[str, Tensor]:

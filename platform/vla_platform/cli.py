@@ -5,16 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.process import SimulatorDied, SimulatorMissing
-from vla_platform import places
+from vla_platform import places, preemption
+from vla_platform.assignments import PoolError
+from vla_platform.preemption import PreemptedError
+from vla_platform.remote import PolicyRefusedError, PolicyUnavailableError
 from vla_platform.store import Store, StoreError, open_store
 
-EXPECTED = (ValueError, KeyError, FileNotFoundError, StoreError, SimulatorMissing, SimulatorDied)
+EXPECTED = (
+    ValueError,
+    KeyError,
+    FileNotFoundError,
+    StoreError,
+    SimulatorMissing,
+    SimulatorDied,
+    PolicyUnavailableError,
+    PolicyRefusedError,
+    PoolError,
+)
 """Errors that are the user's to mend: shown as one sentence, without a trace."""
 
 
@@ -53,14 +67,26 @@ def write_json(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a job's main; expected errors end it with exit code 2 and one sentence."""
+    """Run a job's main; expected errors end it with exit code 2 and one sentence.
+
+    Told to go (SIGTERM), it ends with `preemption.EXIT_CODE`: start it again to continue.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # as Ray's drivers do
     try:
         code = main()
     except EXPECTED as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {text}", file=sys.stderr)  # noqa: T201
         code = 2
+    except PreemptedError as notice:
+        print(notice, file=sys.stderr)  # noqa: T201
+        code = preemption.EXIT_CODE
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        print("stopped by SIGTERM; the same command continues", file=sys.stderr)  # noqa: T201
+        code = preemption.EXIT_CODE
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)  # noqa: T201
         code = 130

@@ -2,8 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one simulator process takes of a node.
+
+    memory_mib: MiB at its largest. render_slots: places on a GPU that renders, where there is one.
+    """
+
+    cores: float
+    memory_mib: int
+    render_slots: int = 1
+
+
+NEEDS: dict[str, Needs] = {
+    "tabletop": Needs(1 / 16, 64, render_slots=0),
+    "libero": Needs(1, 2560),
+    "calvin": Needs(1, 640),
+    "simpler": Needs(1, 1024),
+}
+"""Measured (README, Real simulators); a simulator without a row is bounded by `slots` alone."""
+UNKNOWN = Needs(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, seconds. Past them a child is killed and the episode retried.
+
+    chunk: one chunk of actions in the simulator. answer: one question to a policy, loading it
+    included. episode: all of it. grace: how long episodes in flight may go on after a notice.
+    place: how long a pool waits for its first place on a node.
+    """
+
+    chunk: float = 120.0
+    answer: float = 1200.0
+    episode: float = 3600.0
+    grace: float = 20.0
+    place: float = 120.0
 
 
 ENGINE = (
@@ -20,8 +59,10 @@ class Cluster:
     workers: training workers (min, max); equal numbers switch elasticity off.
     zero, precision, micro_batch, threads, checkpointing, optimiser, checkpoint_every, stall_s:
     see `vlm4vla.engine.Engine`, which `engine()` are the arguments of.
-    slots: simulators per rollout host, at most; hosts: rollout hosts; simulator_cores: cores
-    that a host may fill with simulators, of which heavy ones take a whole core each.
+    hosts: rollout hosts at most; slots: simulators of a host at most; simulator_cores: cores of
+    a node that one host may fill with simulators. Ray places a host where its simulators'
+    cores, memory and rendering slots are free, and asks the autoscaler for more nodes.
+    render_slots: simulators that one GPU renders for; 0 where they render in software.
     batch: observations per inference call, always padded to this many.
     gpu_share: GPUs per inference replica; replicas: how many.
     """
@@ -35,11 +76,13 @@ class Cluster:
     threads: int
     slots: int
     hosts: int
-    cpus_per_host: float
-    simulator_cores: int
+    simulator_cores: float
+    render_slots: int
     replicas: int
     batch: int
     gpu_share: float
+    limits: Limits = Limits()
+    needs: Mapping[str, Needs] = field(default_factory=lambda: NEEDS)
     checkpointing: bool = False
     optimiser: str = "adamw"
     checkpoint_every: int | None = None
@@ -48,6 +91,44 @@ class Cluster:
     def engine(self) -> dict[str, Any]:
         """How a worker computes, for `vlm4vla.engine.Engine`."""
         return {name: getattr(self, name) for name in ENGINE}
+
+    def slots_for(self, simulator: str, nodes: Sequence[Mapping[str, float]] = ()) -> int:
+        """Simulators of one host, so that it fits one of the nodes (Ray's resources of each).
+
+        If not even one simulator fits any, as many as a host may have: nodes may yet be added.
+        """
+        needs = self.needs.get(simulator, UNKNOWN)
+        most = self.slots
+        if needs.cores:
+            most = max(1, min(most, int(self.simulator_cores / needs.cores)))
+        fitting = (
+            slots
+            for slots in range(most, 0, -1)
+            if any(self.fits(simulator, slots, node) for node in nodes)
+        )
+        return next(fitting, most)
+
+    def fits(self, simulator: str, slots: int, node: Mapping[str, float]) -> bool:
+        return all(node.get(name, 0.0) >= n for name, n in self.takes(simulator, slots).items())
+
+    def takes(self, simulator: str, slots: int) -> dict[str, float]:
+        """Ray's resources for a host with so many simulators: CPU, memory in bytes, GPU."""
+        needs = self.needs.get(simulator, UNKNOWN)
+        taken = {"CPU": needs.cores * slots, "memory": float(needs.memory_mib * slots * 2**20)}
+        if self.render_slots and needs.render_slots:
+            # One GPU at most: a host's simulators share the device that Ray gives it.
+            taken["GPU"] = min(1.0, needs.render_slots * slots / self.render_slots)
+        return {name: amount for name, amount in taken.items() if amount}
+
+    def options(self, simulator: str, slots: int) -> dict[str, Any]:
+        """The same for `ray.remote(...).options`."""
+        takes = self.takes(simulator, slots)
+        return {
+            "num_cpus": takes.get("CPU", 0),
+            "memory": takes.get("memory") or None,
+            "num_gpus": takes.get("GPU", 0),
+            "scheduling_strategy": "SPREAD",
+        }
 
 
 CLUSTERS: dict[str, Cluster] = {
@@ -61,8 +142,8 @@ CLUSTERS: dict[str, Cluster] = {
         threads=1,
         slots=16,
         hosts=2,
-        cpus_per_host=0.1,
         simulator_cores=1,
+        render_slots=0,
         replicas=1,
         batch=16,
         gpu_share=0,
@@ -77,11 +158,12 @@ CLUSTERS: dict[str, Cluster] = {
         threads=8,
         slots=8,
         hosts=12,
-        cpus_per_host=8,
         simulator_cores=8,
+        render_slots=0,
         replicas=1,
         batch=32,
         gpu_share=1,
+        limits=Limits(place=900.0, grace=60.0),
         checkpointing=True,
         optimiser="fused",
         checkpoint_every=500,
@@ -100,11 +182,12 @@ CLUSTERS: dict[str, Cluster] = {
         threads=8,
         slots=8,
         hosts=12,
-        cpus_per_host=8,
         simulator_cores=8,
+        render_slots=0,
         replicas=1,
         batch=32,
         gpu_share=1,
+        limits=Limits(place=900.0, grace=60.0),
         checkpointing=True,
         optimiser="fused",
         checkpoint_every=500,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from envs.api import Benchmark
 from envs.process import SimulatorProcess
-from vla_platform.artifacts import Checkpoint
+from vla_platform.assignments import AnyPolicy, Assignment, Tally, video_key
 from vla_platform.cells import Summary
-from vla_platform.hosts import Assignment, video_key
 from vla_platform.ledger import Ledger
-from vla_platform.rollouts import Pool, Progress, Tally
 from vla_platform.rows import Cell, Episode
+
+if TYPE_CHECKING:
+    from vla_platform.rollouts import Pool, Progress  # Ray: only when there is something to play
 
 log = logging.getLogger(__name__)
 
 OWN = "own"
+REPEAT = 10_000_000
+"""Between the seeds of an initial state's repeated episodes."""
 WRONG_WORD = "wrong_word"
 Instruct = Callable[[str, int], str]
 
@@ -27,9 +31,10 @@ class Wanted:
     """One score: a checkpoint on initial states [first, first + trials) of each task.
 
     instruct: (task, initial state) to the altered instruction; needed when mode is not "own".
+    repeats: episodes of each initial state, told apart by their seeds: for stochastic policies.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: AnyPolicy
     benchmark: Benchmark
     horizon: int
     fingerprint: str
@@ -40,6 +45,7 @@ class Wanted:
     profile: str = "paper"
     precision: str = "fp32"
     instruct: Instruct | None = None
+    repeats: int = 1
 
     def cell(self) -> Cell:
         return Cell(
@@ -56,11 +62,30 @@ class Wanted:
         """Every episode of the score; "" stands for the simulator's own instruction."""
         cell = self.cell()
         states = range(self.first, self.first + self.trials)
+        said = self.instruct or (lambda task, state: "")
         return [
-            cell.episode(task, state, state, self.instruct(task, state) if self.instruct else "")
+            cell.episode(task, state, state + repeat * REPEAT, said(task, state))
             for task in self.tasks
             for state in states
+            for repeat in range(self.repeats)
         ]
+
+
+@dataclass
+class Result:
+    """A score by name. label: "trained", "untrained", "wrong-word", or "horizon 2", …"""
+
+    name: str
+    label: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """keys: of the videos in the store. errors: replays that made none, and why."""
+
+    keys: list[str]
+    errors: list[tuple[Assignment, str]]
 
 
 def environment(ledger: Ledger, benchmark: Benchmark) -> str:
@@ -86,9 +111,6 @@ def play(
     tally = Tally(total=0)
     if left:
         tally = pool().run(left, progress)
-        for assignment, reason in tally.errors:
-            kind, _, text = reason.partition(": ")
-            ledger.record_error(assignment.episode, kind, text)
     for score in wanted:
         ledger.compact(score.cell(), score.episodes())
     return tally
@@ -101,26 +123,26 @@ def scores(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Summary]:
 
 def film(
     ledger: Ledger, wanted: Sequence[Wanted], per_task: int, pool: Callable[[], Pool]
-) -> list[str]:
-    """Videos of the first failures and successes of each task: store keys.
+) -> Filmed:
+    """Videos of the first failures and successes of each task, so many of each.
 
-    Episodes are reproducible, so they are rendered only now, by playing the chosen again.
+    Episodes are reproducible, so they are rendered only now, by playing the chosen again. A
+    replay that does not come out as its row says is an error and leaves no video.
     """
     chosen = [item for score in wanted for item in _to_film(ledger, score, per_task)]
-    keys = [video_key(item.episode) for item in chosen]
-    left = [a for a, key in zip(chosen, keys, strict=True) if not ledger.store.exists(key)]
-    if left:
-        pool().run(left)
-    return [key for key in keys if ledger.store.exists(key)]
+    left = [item for item in chosen if not ledger.store.exists(video_key(item.episode))]
+    errors = pool().run(left).errors if left else []
+    failed = {assignment.episode.key for assignment, _ in errors}
+    keys = [video_key(item.episode) for item in chosen if item.episode.key not in failed]
+    return Filmed(keys, errors)
 
 
 def _to_film(ledger: Ledger, score: Wanted, per_task: int) -> list[Assignment]:
-    rows = ledger.read(score.cell()).table.to_pylist()
-    wanted = {episode.key: episode for episode in score.episodes()}
-    picked = []
+    rows = {row["key"]: row for row in ledger.read(score.cell()).table.to_pylist()}
+    picked: list[Assignment] = []
     for task in score.tasks:
+        mine = [(e, rows[e.key]) for e in score.episodes() if e.task == task and e.key in rows]
         for outcome in (True, False):
-            keys = [r["key"] for r in rows if r["task"] == task and r["success"] is outcome]
-            mine = [wanted[key] for key in keys if key in wanted][:per_task]
-            picked += [Assignment(score.checkpoint, score.benchmark, e, record=True) for e in mine]
+            first = [pair for pair in mine if pair[1]["success"] is outcome][:per_task]
+            picked += [Assignment(score.checkpoint, score.benchmark, e, row) for e, row in first]
     return picked

@@ -1,33 +1,32 @@
 """A rollout host: several simulator children of one node, each playing one episode at a time.
 
-The host is a threaded Ray actor. A slot's thread blocks on its child or on the policy; a
-courier thread carries the observations that wait to an inference replica in one call, since
-one stacked call costs Ray hardly more than a single frame.
+The host is a threaded Ray actor: a slot's thread blocks on its child or on the policy.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from envs.api import Benchmark, Observation, StepResult
-from envs.hashing import stable_hash
-from envs.process import SimulatorDied, SimulatorProcess
-from vla_platform.artifacts import Checkpoint
+from envs.api import Benchmark
+from envs.process import SimulatorDied, on_device
+from vla_platform import metrics
+from vla_platform.assignments import Assignment, video_key
+from vla_platform.cluster import Limits
+from vla_platform.courier import Courier
 from vla_platform.ledger import Ledger
-from vla_platform.rows import Episode, Row
+from vla_platform.remote import PolicyUnavailableError
+from vla_platform.rows import Row, encode_row
+from vla_platform.slots import EpisodeLateError, Played, Slot, cause_of, require_same_outcome
 from vla_platform.store import Store
 from vla_platform.video import encode_mp4
 
@@ -35,191 +34,100 @@ log = logging.getLogger(__name__)
 
 RETRIES = 3
 BACK_OFF_S = 0.5
-RECYCLE_EPISODES = 200
-"""A child is replaced after this many episodes: simulators leak."""
-RECYCLE_GROWTH = 1.5
-"""…or when its memory exceeds this multiple of what it was after its first episode."""
-GATHER_S = 0.003
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One episode to play, by which policy. record: also keep an mp4 of every step."""
-
-    checkpoint: Checkpoint
-    benchmark: Benchmark
-    episode: Episode
-    record: bool = False
-
-
-class WrongEnvironmentError(Exception):
-    """This node's simulator is not the one that the episode's key was made for."""
-
-
-def video_key(episode: Episode) -> str:
-    """Where an episode's video lies in the store."""
-    return f"videos/{episode.cell.id}/{episode.key}.mp4"
-
-
-class Slot:
-    """One child and what is known of it."""
-
-    def __init__(self, benchmark: Benchmark) -> None:
-        self.benchmark = benchmark
-        self.process = SimulatorProcess(benchmark)
-        self.fingerprint = ""
-        self.episodes = 0
-        self.first_rss = 0
-
-    def check(self, episode: Episode) -> None:
-        """Every child is asked once, because nodes of a cluster need not be equal."""
-        self.fingerprint = self.fingerprint or stable_hash(self.process.fingerprint())
-        if self.fingerprint != episode.cell.fingerprint:
-            raise WrongEnvironmentError(
-                f"{self.benchmark.name} on this node has the environment {self.fingerprint[:12]}, "
-                f"the episode wants {episode.cell.fingerprint[:12]}: install the same versions on "
-                "every node, or evaluate under this environment instead"
-            )
-
-    def worn(self) -> bool:
-        self.episodes += 1
-        rss = self.process.rss_bytes()
-        self.first_rss = self.first_rss or rss
-        return self.episodes >= RECYCLE_EPISODES or rss > RECYCLE_GROWTH * self.first_rss
-
-
-class Courier:
-    """Carries waiting observations of all slots to one replica, one stacked call at a time."""
-
-    def __init__(self, replica: ActorHandle[Any], slots: int) -> None:
-        self.replica, self.slots = replica, slots
-        self.waiting: queue.Queue[tuple[Checkpoint, Observation, Future[np.ndarray]]] = (
-            queue.Queue()
-        )
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def act(self, checkpoint: Checkpoint, observation: Observation) -> np.ndarray:
-        answer: Future[np.ndarray] = Future()
-        self.waiting.put((checkpoint, observation, answer))
-        return answer.result()
-
-    def _serve(self) -> None:
-        while True:
-            found = [self.waiting.get()]
-            deadline = time.monotonic() + GATHER_S
-            while len(found) < self.slots and (left := deadline - time.monotonic()) > 0:
-                try:
-                    found.append(self.waiting.get(timeout=left))
-                except queue.Empty:
-                    break
-            for checkpoint in dict.fromkeys(item[0] for item in found):
-                self._ask(checkpoint, [item for item in found if item[0] == checkpoint])
-
-    def _ask(
-        self,
-        checkpoint: Checkpoint,
-        items: Sequence[tuple[Checkpoint, Observation, Future[np.ndarray]]],
-    ) -> None:
-        images = np.stack([observation.image for _, observation, _ in items])
-        instructions = [observation.instruction for _, observation, _ in items]
-        try:
-            chunks: Sequence[np.ndarray] = ray.get(
-                self.replica.act.remote(checkpoint, images, instructions)
-            )
-        except Exception as error:
-            for _, _, answer in items:
-                answer.set_exception(error)
-            return
-        for (_, _, answer), chunk in zip(items, chunks, strict=True):
-            answer.set_result(chunk)
+LONGEST_BACK_OFF_S = 10.0
+PATIENCE_S = 120.0
+"""How long a policy may be out of reach: a server's restart must not end an evaluation."""
+BROKEN = (SimulatorDied, EpisodeLateError, PolicyUnavailableError)
+"""What the infrastructure did, and not the policy: played again."""
 
 
 class Host:
     """Plays episodes in up to `slots` children at once; commits each before it answers."""
 
-    def __init__(self, store: Store, replica: ActorHandle[Any], slots: int) -> None:
-        self.ledger, self.store = Ledger(store), store
-        self.courier = Courier(replica, slots)
-        self.slots = slots
+    def __init__(
+        self,
+        store: Store,
+        replica: ActorHandle[Any] | None,
+        slots: int,
+        limits: Limits | None = None,
+    ) -> None:
+        self.ledger, self.store, self.slots = Ledger(store), store, slots
+        self.limits = limits or Limits()
+        self.courier = Courier(replica, slots, self.limits.answer)
         self.idle: list[Slot] = []
+        self.playing = 0
         self.lock = threading.Lock()
-        self.node = ray.get_runtime_context().get_node_id()[:8]
+        self.node: str = ray.get_runtime_context().get_node_id()
+        devices = ray.get_gpu_ids()
+        self.env = on_device(int(devices[0])) if devices else {}
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        """The node's id, once the actor runs."""
+        return self.node
 
     def play(self, assignment: Assignment) -> Row:
-        """Play one episode to its end, retrying what the simulator broke; returns its row."""
-        began = time.monotonic()
-        for attempt in range(RETRIES + 1):
-            slot = self._take(assignment.benchmark)
-            try:
-                result, steps, replans, frames = self._attempt(slot, assignment)
-            except SimulatorDied as error:
-                slot.process.kill()
-                log.warning("%s: attempt %d: %s", assignment.episode.task, attempt + 1, error)
-                if attempt == RETRIES:
-                    raise
-                time.sleep(BACK_OFF_S * 2**attempt * random.uniform(0.5, 1.5))
-                continue
-            except BaseException:
-                slot.process.kill()
-                raise
-            self._give_back(slot)
-            row = self._row(assignment, result, steps, replans, time.monotonic() - began, attempt)
-            return self._commit(row, frames)
-        raise AssertionError("unreachable")
-
-    def _attempt(
-        self, slot: Slot, assignment: Assignment
-    ) -> tuple[StepResult, int, int, list[np.ndarray]]:
-        episode, record = assignment.episode, assignment.record
-        slot.check(episode)
-        seen = slot.process.reset(episode.task, episode.initial_state, episode.seed, record)
-        frames = [seen.image] if record else []
-        steps = replans = 0
+        """Play one episode to its end, retrying what infrastructure broke; returns its row."""
+        began, failed, attempt = time.monotonic(), 0.0, 0
         while True:
-            if episode.instruction:
-                seen = replace(seen, instruction=episode.instruction)
-            chunk = self.courier.act(assignment.checkpoint, seen)
-            result = slot.process.execute(chunk[: episode.cell.horizon])
-            steps, replans = steps + result.steps, replans + 1
-            frames.extend(result.frames)
-            if result.done:
-                return result, steps, replans, frames
-            seen = result.observation
+            try:
+                played = self._attempt(assignment)
+                break
+            except BROKEN as error:
+                failed = failed or time.monotonic()
+                log.warning("%s: attempt %d: %s", assignment.episode.task, attempt + 1, error)
+                if not _worth_repeating(error, attempt, failed):
+                    raise
+                metrics.count("vla_episode_retries_total", benchmark=assignment.benchmark.name)
+                pause = min(BACK_OFF_S * 2**attempt, LONGEST_BACK_OFF_S)
+                time.sleep(pause * random.uniform(0.5, 1.5))
+                attempt += 1
+        row = self._row(assignment, played, time.monotonic() - began, attempt)
+        return self._commit(assignment, row, played)
 
-    def _row(
-        self,
-        assignment: Assignment,
-        result: StepResult,
-        steps: int,
-        replans: int,
-        wall_s: float,
-        errors: int,
-    ) -> Row:
+    def _attempt(self, assignment: Assignment) -> Played:
+        slot, whole = self._take(assignment.benchmark), False
+        try:
+            played = slot.play(assignment, partial(self._act, assignment), self.limits)
+            whole = True
+        except BROKEN as error:
+            metrics.count("vla_worker_restarts_total", cause=cause_of(error))
+            raise
+        finally:
+            self._give_back(slot, whole)
+        return played
+
+    def _act(self, assignment: Assignment, *question: Any) -> Any:
+        observation, timeout = question
+        horizon = assignment.episode.cell.horizon
+        return self.courier.act(assignment.checkpoint, observation, horizon, timeout)
+
+    def _row(self, assignment: Assignment, played: Played, wall_s: float, errors: int) -> Row:
         return Row(
             episode=assignment.episode,
-            success=result.success,
-            success_any=result.success_any,
-            success_last=result.success_last,
-            steps=steps,
-            replans=replans,
+            **played.outcome(),
             wall_s=wall_s,
             finished_at=time.time(),
             writer=uuid.uuid4().hex,
-            node=self.node,
+            node=self.node[:8],
             error_count=errors,
-            completed=getattr(result, "completed", None),
         )
 
-    def _commit(self, row: Row, frames: list[np.ndarray]) -> Row:
-        """The video first: a row that names a video must find it."""
-        if frames:
-            key = video_key(row.episode)
-            self.store.put(key, encode_mp4(frames))
-            row = replace(row, video=key)
+    def _commit(self, assignment: Assignment, row: Row, played: Played) -> Row:
+        """A row is put once. A replay puts its video alone, and only if it came out the same."""
+        name = assignment.benchmark.name
+        if assignment.replay is not None:
+            episode = f"the replay of {row.episode.task} #{row.episode.initial_state}"
+            require_same_outcome(played.outcome(), assignment.replay, episode)
+            video = encode_mp4(played.frames)
+            self.store.put(video_key(row.episode), video)
+            metrics.count("vla_stored_bytes_total", len(video), kind="video")
+            return replace(row, video=video_key(row.episode))
         self.ledger.commit(row)
+        outcome = "success" if row.success else "failure"
+        metrics.count("vla_episodes_total", benchmark=name, outcome=outcome)
+        metrics.count("vla_env_steps_total", row.steps, benchmark=name)
+        metrics.observe("vla_episode_seconds", row.wall_s, benchmark=name)
+        metrics.count("vla_stored_bytes_total", len(encode_row(row)), kind="row")
         return row
 
     def _take(self, benchmark: Benchmark) -> Slot:
@@ -228,18 +136,27 @@ class Host:
             for slot in self.idle:
                 if slot.benchmark.simulator == benchmark.simulator and slot.benchmark == benchmark:
                     self.idle.remove(slot)
+                    self.playing += 1
                     return slot
-            spare = self.idle.pop(0) if len(self.idle) >= self.slots else None
+            full = self.idle and len(self.idle) + self.playing >= self.slots
+            spare = self.idle.pop(0) if full else None
+            self.playing += 1
         if spare:
             spare.process.close()
-        return Slot(benchmark)
+        return Slot(benchmark, self.env)
 
-    def _give_back(self, slot: Slot) -> None:
-        if slot.worn():
+    def _give_back(self, slot: Slot, whole: bool) -> None:
+        """whole: the episode came to its end; after any other the child is not trusted."""
+        cause = slot.worn() if whole else ""
+        if not whole:
+            slot.process.kill()
+        elif cause:
             slot.process.close()
-            return
+            metrics.count("vla_worker_restarts_total", cause=cause)
         with self.lock:
-            self.idle.append(slot)
+            self.playing -= 1
+            if whole and not cause:
+                self.idle.append(slot)
 
     def close(self) -> None:
         """End every idle child."""
@@ -247,3 +164,11 @@ class Host:
             idle, self.idle = self.idle, []
         for slot in idle:
             slot.process.close()
+        self.courier.lines.close()
+
+
+def _worth_repeating(error: Exception, attempt: int, failed: float) -> bool:
+    """failed: when the first attempt did. Simulators get some tries, policies some time."""
+    if isinstance(error, PolicyUnavailableError):
+        return time.monotonic() - failed < PATIENCE_S
+    return attempt < RETRIES

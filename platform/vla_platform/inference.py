@@ -21,7 +21,7 @@ import ray
 from ray.actor import ActorHandle
 
 from envs.api import Observation
-from vla_platform import artifacts
+from vla_platform import artifacts, metrics
 from vla_platform.artifacts import Checkpoint
 from vla_platform.store import Store
 
@@ -71,27 +71,24 @@ def padded(observations: Sequence[Observation], size: int) -> list[Observation]:
     return [*observations, *[observations[-1]] * (size - len(observations))]
 
 
-class Replica:
-    """One inference process; wrapped as a Ray actor by `start_replicas`."""
+class Batcher:
+    """Answers observations of many askers in batches of one fixed shape, in a thread of its own.
 
-    def __init__(self, store: Store, load: LoadPolicy, batch: int, threads: int) -> None:
-        self.store, self.load, self.batch = store, load, batch
+    load: the policy of a checkpoint that is not in memory.
+    """
+
+    def __init__(self, load: Callable[[Checkpoint], Policy], batch: int, threads: int) -> None:
+        self.load, self.batch = load, batch
         self.policies: dict[str, Policy] = {}
         self.waiting: queue.Queue[_Request] = queue.Queue()
         _limit_threads(threads)
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def act(
-        self, checkpoint: Checkpoint, images: np.ndarray, instructions: Sequence[str]
-    ) -> np.ndarray:
-        """images uint8 [n, H, W, 3] → action chunks float32 [n, k, 7]; any n."""
-        requests = [
-            _Request(checkpoint, Observation(image, text), Future())
-            for image, text in zip(images, instructions, strict=True)
-        ]
-        for request in requests:
-            self.waiting.put(request)
-        return np.stack([request.answer.result() for request in requests])
+    def ask(self, checkpoint: Checkpoint, observation: Observation) -> Future[np.ndarray]:
+        """The chunk float32 [k, 7] for one observation, once a batch has carried it."""
+        request = _Request(checkpoint, observation, Future())
+        self.waiting.put(request)
+        return request.answer
 
     def _serve(self) -> None:
         backlog: list[_Request] = []
@@ -100,7 +97,7 @@ class Replica:
             try:
                 self._answer(self._alike(backlog))
             except Exception as error:
-                # A policy that cannot be loaded or fails answers so; this thread must live on.
+                # A policy that cannot be loaded answers so; this thread must live on.
                 for request in self._same_policy(backlog):
                     if not request.answer.done():
                         request.answer.set_exception(error)
@@ -135,30 +132,82 @@ class Replica:
 
     def _policy(self, request: _Request) -> Policy:
         digest = request.checkpoint.digest
-        policy = self.policies.pop(digest, None) or self.load(
-            artifacts.fetch_policy(self.store, request.checkpoint)
-        )
+        policy = self.policies.pop(digest, None) or self.load(request.checkpoint)
         self.policies[digest] = policy
         while len(self.policies) > MOST_POLICIES:
             self.policies.pop(next(iter(self.policies)))
         return policy
 
     def _answer(self, batch: list[_Request]) -> None:
+        """Actions, or for each its own error: one bad observation must not spoil its company."""
+        try:
+            chunks = self._infer(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+            else:
+                for request in batch:
+                    self._answer([request])
+            return
+        for request, chunk in zip(batch, chunks, strict=True):
+            request.answer.set_result(chunk)
+
+    def _infer(self, batch: list[_Request]) -> np.ndarray:
         policy = self.policies[batch[0].checkpoint.digest]
         length = policy.group(batch[0].observation)
         seen = padded([request.observation for request in batch], self._size(policy))
-        chunks = policy.act(seen, length)
-        for request, chunk in zip(batch, chunks[: len(batch)], strict=True):
-            request.answer.set_result(_checked(chunk))
+        began = time.perf_counter()
+        chunks = np.asarray(policy.act(seen, length))
+        metrics.observe("vla_inference_seconds", time.perf_counter() - began, kind="local")
+        metrics.observe("vla_inference_batch_observations", len(batch))
+        if chunks.ndim != 3:
+            raise _bad(batch[0].checkpoint, chunks)
+        return chunks[: len(batch)]
 
 
-def _checked(chunk: np.ndarray) -> np.ndarray:
-    if chunk.ndim != 2 or chunk.shape[1] != 7 or not np.isfinite(chunk).all():
+class Replica(Batcher):
+    """One inference process with the store's policies; a Ray actor in `start_replicas`."""
+
+    def __init__(self, store: Store, load: LoadPolicy, batch: int, threads: int) -> None:
+        super().__init__(lambda c: load(artifacts.fetch_policy(store, c)), batch, threads)
+
+    def act(
+        self,
+        checkpoint: Checkpoint,
+        images: np.ndarray,
+        instructions: Sequence[str],
+        seeds: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """images uint8 [n, H, W, 3] → action chunks float32 [n, k, 7]; any n.
+
+        seeds: what a stochastic policy draws from, one for each observation; zeros if None.
+        """
+        drawn = [0] * len(instructions) if seeds is None else seeds
+        answers = [
+            self.ask(checkpoint, Observation(image, text, seed=seed))
+            for image, text, seed in zip(images, instructions, drawn, strict=True)
+        ]
+        return np.stack([answer.result() for answer in answers])
+
+
+def checked(chunk: np.ndarray, horizon: int, who: str) -> np.ndarray:
+    """The `horizon` actions float32 [horizon, 7] to execute; BadActionsError names the policy.
+
+    Never asked again: the same policy would answer the same observation alike.
+    """
+    if chunk.ndim != 2 or chunk.shape[1] != 7 or len(chunk) < horizon:
         raise BadActionsError(
-            f"the policy answered actions of shape {chunk.shape} (finite: "
-            f"{bool(np.isfinite(chunk).all())}); expected finite [k, 7]"
+            f"{who} answered actions of shape {list(chunk.shape)}; expected [k >= {horizon}, 7]"
         )
-    return chunk
+    if not np.isfinite(chunk).all():
+        raise BadActionsError(f"{who} answered actions that are not finite numbers")
+    return chunk[:horizon]
+
+
+def _bad(checkpoint: Checkpoint, chunks: np.ndarray) -> BadActionsError:
+    return BadActionsError(
+        f"{checkpoint} answered actions of shape {list(chunks.shape)}; expected [B, k, 7]"
+    )
 
 
 def _limit_threads(threads: int) -> None:

@@ -8,9 +8,11 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from vla_platform.rollouts import Tally
+from vla_platform.assignments import Tally
 
 LOG_EVERY_S = 10.0
+MOST_TASKS = 10
+LONGEST_TASK = 24
 
 
 class Meter:
@@ -22,14 +24,16 @@ class Meter:
         self.began = self.said = time.monotonic()
 
     def tally(self, tally: Tally) -> None:
-        """Show a pool's state: done, successes, running, errors."""
-        rate = 60 * tally.done / max(1e-9, time.monotonic() - self.began)
-        left = tally.total - tally.done - len(tally.errors)
+        """A pool's state: done, running, errors, missing, episodes/min, success by task."""
+        ended = tally.done + len(tally.errors)
+        rate = 60 * ended / max(1e-9, time.monotonic() - self.began)
         note = (
-            f"{rate:.0f} episodes/min, {tally.successes} successes, {tally.running} running, "
-            f"{len(tally.errors)} errors, {left} to go"
+            f"{tally.done} done, {tally.running} running, {len(tally.errors)} errors, "
+            f"{tally.missing} missing, {rate:.0f} episodes/min"
         )
-        self.show(tally.done + len(tally.errors), tally.total, note)
+        if tally.pending:
+            note += f", {tally.pending} hosts wait for a place"
+        self.show(ended, tally.total, note + _by_task(tally))
 
     def show(self, done: int, total: int, note: str = "") -> None:
         if self.bar is None:
@@ -56,3 +60,18 @@ class Meter:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _by_task(tally: Tally) -> str:
+    """Success so far: of each task in the order of its name, or of all if there are too many."""
+    if len(tally.tasks) > MOST_TASKS:
+        return f"; {tally.successes}/{tally.done} in {len(tally.tasks)} tasks"
+    scores = [
+        f"{shorten(task)} {won}/{played}" for task, (won, played) in sorted(tally.tasks.items())
+    ]
+    return "; " + ", ".join(scores) if scores else ""
+
+
+def shorten(task: str) -> str:
+    """A name that fits a line; the end of a long one tells tasks apart best."""
+    return task if len(task) <= LONGEST_TASK else "…" + task[1 - LONGEST_TASK :]

@@ -7,141 +7,260 @@ and the next one runs just what is missing.
 from __future__ import annotations
 
 import logging
-from collections import deque
+import random
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError
 
+from vla_platform import fleet as hosts
+from vla_platform import metrics, preemption
+from vla_platform.assignments import Assignment, PoolError, Tally
 from vla_platform.cluster import Cluster
-from vla_platform.hosts import Assignment, Host
+from vla_platform.fleet import Fleet, Member
+from vla_platform.hosts import Host
 from vla_platform.inference import LoadPolicy, start_replicas
-from vla_platform.rows import Row
+from vla_platform.ledger import Ledger
+from vla_platform.preemption import Notice, PreemptedError
 from vla_platform.store import Store
+from vla_platform.waiting import Waiting, without
+
+__all__ = ["Pool", "PoolError", "Progress", "Tally"]
 
 log = logging.getLogger(__name__)
 
 HOST_DEATHS = 3
 """How often an episode may lose its host before it is an error."""
-Progress = Callable[["Tally"], None]
-
-
-@dataclass
-class Tally:
-    """What became of the episodes handed to a pool. errors: (assignment, why)."""
-
-    total: int
-    done: int = 0
-    running: int = 0
-    successes: int = 0
-    steps: int = 0
-    retried: int = 0
-    errors: list[tuple[Assignment, str]] = field(default_factory=list)
-
-    def count(self, row: Row) -> None:
-        self.done += 1
-        self.successes += row.success
-        self.steps += row.steps
-        self.retried += row.error_count
+START_FAILURES = 5
+"""Hosts in a row that may fail to start before the pool gives up."""
+SETTLE_S = 5.0
+"""How long the first hosts wait for each other, so that episodes are spread over all."""
+WATCH_S = 2.0
+"""How often Ray is asked for nodes that were told to go…"""
+NODES_S = 10.0
+"""…and for the sizes of those that are there."""
+Progress = Callable[[Tally], None]
 
 
 class Pool:
-    """Hosts and replicas on the cluster Ray is connected to; use as a context manager."""
+    """Hosts and replicas on the cluster Ray is connected to; use as a context manager.
 
-    def __init__(self, store: Store, load: LoadPolicy, cluster: Cluster) -> None:
+    load: makes a policy of a checkpoint's folder; None where all policies are remote.
+    """
+
+    def __init__(self, store: Store, load: LoadPolicy | None, cluster: Cluster) -> None:
         self.store, self.cluster = store, cluster
-        self.replicas = start_replicas(
-            store, load, cluster.batch, cluster.replicas, cluster.gpu_share, cluster.threads
+        self.replicas = (
+            start_replicas(
+                store, load, cluster.batch, cluster.replicas, cluster.gpu_share, cluster.threads
+            )
+            if load
+            else []
         )
-        self.hosts = [self._host(index) for index in range(cluster.hosts)]
+        self.started = 0
+        self.asked, self.nodes = time.monotonic(), hosts.nodes()
+        self.fleet = Fleet(self._member, self.slots, cluster.hosts)
 
-    def _host(self, index: int) -> ActorHandle[Any]:
+    def slots(self, simulator: str) -> int:
+        """Simulators of one host; nodes come and go, so Ray is asked now and then."""
+        if time.monotonic() - self.asked > NODES_S:
+            self.asked, self.nodes = time.monotonic(), hosts.nodes()
+        return self.cluster.slots_for(simulator, self.nodes)
+
+    def _member(self, simulator: str) -> Member:
+        slots = self.slots(simulator)
         # No Ray-side restarts: a lost host's episodes are handed out again by the driver.
         actor: Any = ray.remote(Host).options(
-            num_cpus=self.cluster.cpus_per_host, max_concurrency=self.cluster.slots + 2
+            max_concurrency=slots + 2, **self.cluster.options(simulator, slots)
         )
-        replica = self.replicas[index % len(self.replicas)]
-        return actor.remote(self.store, replica, self.cluster.slots)
+        replica = self.replicas[self.started % len(self.replicas)] if self.replicas else None
+        self.started += 1
+        made = actor.remote(self.store, replica, slots, self.cluster.limits)
+        return Member(made, simulator, slots, made.ready.remote())
 
     def run(self, assignments: Iterable[Assignment], progress: Progress | None = None) -> Tally:
-        """Play every assignment; returns when each is committed or has become an error."""
-        waiting = deque(sorted(assignments, key=_expected_steps, reverse=True))
-        tally = Tally(total=len(waiting))
-        flying: dict[Any, tuple[int, Assignment]] = {}
-        deaths: dict[str, int] = {}
-        while waiting or flying:
-            self._hand_out(waiting, flying)
-            finished, _ = ray.wait(list(flying), timeout=1.0)
-            for reference in finished:
-                index, assignment = flying.pop(reference)
-                try:
-                    tally.count(ray.get(reference))
-                except RayActorError as error:
-                    self._lost(index, assignment, error, waiting, tally, deaths)
-                except (RayTaskError, Exception) as error:
-                    tally.errors.append((assignment, _reason(error)))
-            tally.running = len(flying)
-            if progress:
-                progress(tally)
-        return tally
+        """Play every assignment; returns when each is committed or has become an error.
 
-    def _hand_out(
-        self, waiting: deque[Assignment], flying: dict[Any, tuple[int, Assignment]]
-    ) -> None:
-        load = [0] * len(self.hosts)
-        for index, _ in flying.values():
-            load[index] += 1
-        while waiting and min(load) < self.cluster.slots:
-            index = load.index(min(load))
-            assignment = waiting.popleft()
-            flying[self.hosts[index].play.remote(assignment)] = (index, assignment)
-            load[index] += 1
+        PreemptedError after a notice to go, PoolError when no host can be had.
+        """
+        return Round(self, assignments, progress or (lambda tally: None)).play()
 
-    def _lost(
-        self,
-        index: int,
-        assignment: Assignment,
-        error: RayActorError,
-        waiting: deque[Assignment],
-        tally: Tally,
-        deaths: dict[str, int],
-    ) -> None:
-        """A host died: start another and play its episodes again, but not for ever."""
-        key = assignment.episode.key
-        deaths[key] = deaths.get(key, 0) + 1
-        if not self._alive(index):
-            log.warning("rollout host %d died: %s", index, error)
-            self.hosts[index] = self._host(index)
-        if deaths[key] > HOST_DEATHS:
-            tally.errors.append((assignment, f"lost its host {deaths[key]} times: {error}"))
-        else:
-            waiting.appendleft(assignment)
-
-    def _alive(self, index: int) -> bool:
-        try:
-            return bool(ray.get(self.hosts[index].ready.remote(), timeout=10))
-        except (RayActorError, ray.exceptions.GetTimeoutError):
-            return False
+    def rest(self) -> None:
+        """Give back the places of all hosts, for example to a training; the next run asks anew."""
+        self.fleet.close(gently=True)
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for host in self.hosts:
-            try:
-                ray.get(host.close.remote(), timeout=30)
-            except Exception as problem:
-                log.warning("a rollout host did not close: %s", problem)
-        for actor in [*self.hosts, *self.replicas]:
-            ray.kill(actor)
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self.fleet.close(gently=kind is None)
+        for replica in self.replicas:
+            ray.kill(replica)
 
 
-def _expected_steps(assignment: Assignment) -> int:
-    """Longest first, so that the last episodes to finish are short ones."""
-    return assignment.benchmark.step_limit(assignment.episode.task)
+class Round:
+    """One run of a pool: what waits, what flies, and what became of the rest."""
+
+    def __init__(self, pool: Pool, assignments: Iterable[Assignment], progress: Progress) -> None:
+        self.pool, self.fleet, self.progress = pool, pool.fleet, progress
+        self.limits = pool.cluster.limits
+        self.waiting = Waiting(assignments)
+        self.left = self.waiting.demand()
+        self.flying: dict[Any, tuple[Member, Assignment]] = {}
+        self.tally = Tally(total=len(self.waiting))
+        self.ledger = Ledger(pool.store)
+        self.deaths: Counter[str] = Counter()
+        self.unstarted = 0
+        self.watched = self.placed = time.monotonic()
+
+    def play(self) -> Tally:
+        with preemption.watch() as notice:
+            self._gather_hosts()
+            while self.waiting or self.flying:
+                self._watch_nodes(notice)
+                if notice.given:
+                    self._stop(notice)
+                self.fleet.resize(self.left)
+                self._hand_out()
+                self._collect(0.5)
+                self._require_place()
+        return self.tally
+
+    def _gather_hosts(self) -> None:
+        """Wait a little for the first hosts: the quickest would else begin everything."""
+        self.fleet.resize(self.left)
+        if starting := list(self.fleet.starting()):
+            ray.wait(starting, num_returns=len(starting), timeout=SETTLE_S)
+            self._collect(0.0)
+
+    def _hand_out(self) -> None:
+        for kind in {member.kind for member in self.fleet.members}:
+            while (member := self.fleet.best(kind)) and (assignment := self.waiting.take(kind)):
+                self.flying[member.actor.play.remote(assignment)] = (member, assignment)
+                member.load += 1
+
+    def _collect(self, timeout: float) -> None:
+        """Take in whatever has happened within so many seconds."""
+        starting = self.fleet.starting()
+        references = [*self.flying, *starting]
+        if not references:
+            time.sleep(min(timeout, 0.1))
+            return
+        finished, _ = ray.wait(references, timeout=timeout)
+        if finished:  # the others that are there too, at the price of one call
+            finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in finished:
+            if reference in starting:
+                self._started(starting[reference])
+            elif reference in self.flying:
+                self._ended(reference)
+        self._show()
+
+    def _started(self, member: Member) -> None:
+        try:
+            member.node, member.starting = ray.get(member.starting), None
+            self.unstarted = 0
+        except RayActorError as error:
+            self.fleet.remove(member)
+            self.unstarted += 1
+            if self.unstarted >= START_FAILURES:
+                raise PoolError(f"rollout hosts do not start: {error}") from None
+
+    def _ended(self, reference: Any) -> None:
+        member, assignment = self.flying.pop(reference)
+        member.load -= 1
+        member.idle_since = time.monotonic()
+        try:
+            self.tally.count(ray.get(reference))
+            self.left = without(self.left, assignment)
+        except (RayActorError, ObjectLostError) as error:
+            self._lost(member, assignment, error)
+        except Exception as error:
+            self._failed(assignment, _reason(error))
+
+    def _lost(self, member: Member, assignment: Assignment, error: Exception) -> None:
+        """A host died: its episodes are played again elsewhere, but not for ever."""
+        if member in self.fleet.members:
+            log.warning("a rollout host on node %s died: %s", member.node[:8], error)
+            metrics.count("vla_worker_restarts_total", cause="host")
+            self.fleet.remove(member)
+        key = assignment.episode.key
+        self.deaths[key] += 1
+        if self.deaths[key] > HOST_DEATHS:
+            reason = f"HostDied: lost its host {self.deaths[key]} times: {error}"
+            self._failed(assignment, reason)
+        else:
+            self.waiting.again(assignment, 2 ** self.deaths[key] * random.uniform(0.1, 0.3))
+
+    def _failed(self, assignment: Assignment, reason: str) -> None:
+        """An error is kept beside the rows and never counts as a failure of the policy."""
+        self.tally.errors.append((assignment, reason))
+        self.left = without(self.left, assignment)
+        kind, _, text = reason.partition(": ")
+        self.ledger.record_error(assignment.episode, kind, text)
+        metrics.count("vla_episodes_total", benchmark=assignment.benchmark.name, outcome="error")
+
+    def _watch_nodes(self, notice: Notice) -> None:
+        """Nodes that are drained get no more work; if it is the driver's own, all must end."""
+        if time.monotonic() - self.watched < WATCH_S:
+            return
+        self.watched = time.monotonic()
+        leaving = hosts.draining()
+        self.fleet.leave(leaving)
+        if ray.get_runtime_context().get_node_id() in leaving:
+            notice.give("the driver's node is drained")
+
+    def _stop(self, notice: Notice) -> None:
+        """Begin nothing, let what flies land for a while, then say what is left."""
+        said, deadline = notice.given, time.monotonic() + self.limits.grace
+        log.warning("%s: waiting for %d episodes in flight", notice.cause, len(self.flying))
+        while self.flying and time.monotonic() < deadline and notice.given == said:
+            self._collect(0.5)
+        done, dropped = self.tally.done, len(self.flying)
+        raise PreemptedError(
+            f"stopped in order ({notice.cause}): {done} of {self.tally.total} episodes are "
+            f"committed, {dropped} in flight were dropped, {len(self.waiting)} were not begun; "
+            "the same command continues"
+        )
+
+    def _require_place(self) -> None:
+        """PoolError when no host has been running for too long."""
+        now = time.monotonic()
+        if self.flying or self.fleet.running():
+            self.placed = now
+        elif now - self.placed > self.limits.place:
+            kind = next(iter(self.left))
+            takes = self.pool.cluster.takes(kind, self.pool.slots(kind))
+            raise PoolError(
+                f"no node had room for a host of {kind} simulators within "
+                f"{self.limits.place:.0f} s: it takes {_amounts(takes)}, the nodes have "
+                f"{' and '.join(map(_amounts, hosts.nodes()))}; use more or larger nodes, or "
+                "end what occupies them"
+            )
+
+    def _show(self) -> None:
+        tally = self.tally
+        tally.running = len(self.flying)
+        tally.hosts, tally.pending = len(self.fleet.running()), len(self.fleet.starting())
+        metrics.show("vla_queue_episodes", tally.missing, state="waiting")
+        metrics.show("vla_queue_episodes", tally.running, state="running")
+        metrics.show("vla_rollout_hosts", tally.hosts, state="running")
+        metrics.show("vla_rollout_hosts", tally.pending, state="pending")
+        self.progress(tally)
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    shown = {"CPU": 1.0, "GPU": 1.0, "memory": 2.0**30}
+    units = {"memory": "GiB memory"}
+    found = [
+        f"{resources[name] / scale:.3g} {units.get(name, name)}"
+        for name, scale in shown.items()
+        if resources.get(name)
+    ]
+    return ", ".join(found) or "nothing"
 
 
 def _reason(error: Exception) -> str:

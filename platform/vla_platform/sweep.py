@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from envs.api import Benchmark
 from vla_platform import artifacts, demos, evaluation, session, training
 from vla_platform.artifacts import Checkpoint
+from vla_platform.assignments import Assignment
 from vla_platform.cluster import Cluster
 from vla_platform.demos import Demonstrations
-from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Wanted
+from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Result, Wanted
 from vla_platform.inference import LoadPolicy
 from vla_platform.ledger import Ledger
 from vla_platform.progress import Meter
@@ -50,7 +51,7 @@ class Training:
 class Trials:
     """What every checkpoint is tested on; controls (untrained, wrong word) on half of it.
 
-    film: videos per task and outcome.
+    film: videos per task and outcome. repeats: episodes of each initial state.
     """
 
     tasks: tuple[str, ...]
@@ -58,15 +59,7 @@ class Trials:
     horizon: int
     wrong_word: Instruct | None
     film: int = 0
-
-
-@dataclass
-class Result:
-    """label: "trained", "untrained" or "wrong-word"."""
-
-    name: str
-    label: str
-    wanted: Wanted
+    repeats: int = 1
 
 
 @dataclass
@@ -122,7 +115,9 @@ class Sweep:
             self._play(run.name, [result.wanted for result in wanted], report)
         if trials.film:
             trained = [result.wanted for result in report.results if result.label == "trained"]
-            report.videos = evaluation.film(self.ledger, trained, trials.film, self._pool)
+            filmed = evaluation.film(self.ledger, trained, trials.film, self._pool)
+            report.videos, report.errors = filmed.keys, report.errors + len(filmed.errors)
+            self._say_errors("videos", filmed.errors)
         return report
 
     def _trained(
@@ -132,6 +127,8 @@ class Sweep:
         found = artifacts.checkpoints(self.store, run.id)
         if not found or found[-1].step < run.steps:
             self._connect()
+            if self.pool is not None:
+                self.pool.rest()  # its cores are the training's now
             self._collect(demonstrations, dataset)
             began = time.monotonic()
             self.say(f"{run.name}: training run {run.id}")
@@ -188,6 +185,7 @@ class Sweep:
             trials=trials.each if label == "trained" else -(-trials.each // 2),
             mode=mode,
             instruct=trials.wrong_word if mode == WRONG_WORD else None,
+            repeats=trials.repeats if label == "trained" else 1,
         )
 
     def _play(self, name: str, wanted: Sequence[Wanted], report: Report) -> None:
@@ -198,23 +196,23 @@ class Sweep:
             report.rollout_s += time.monotonic() - began
         report.played += tally.done
         report.errors += len(tally.errors)
-        for assignment, reason in tally.errors[:3]:
-            self.say(
-                f"{name}: {assignment.episode.task} #{assignment.episode.initial_state}: {reason}"
-            )
+        self._say_errors(name, tally.errors)
+
+    def _say_errors(self, name: str, errors: Sequence[tuple[Assignment, str]]) -> None:
+        for assignment, reason in errors[:3]:
+            episode = assignment.episode
+            self.say(f"{name}: error in {episode.task} #{episode.initial_state}: {reason}")
 
     def _pool(self) -> Pool:
         """One pool for the whole sweep, started with the first episode to play."""
         self._connect()
         if self.pool is None:
-            carried = self.benchmark.per_core * self.cluster.simulator_cores
-            cluster = replace(self.cluster, slots=min(self.cluster.slots, carried))
-            self.pool = Pool(self.store, self.science.load_policy, cluster)
+            self.pool = Pool(self.store, self.science.load_policy, self.cluster)
         return self.pool
 
     def __enter__(self) -> Sweep:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self.pool is not None:
-            self.pool.__exit__()
+            self.pool.__exit__(kind)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vla_platform.cells import Summary, TaskScore
+from vla_platform.evaluation import Result
 from vla_platform.ledger import Ledger
-from vla_platform.sweep import Result
 
 Interval = Callable[[int, int], tuple[float, float]]
 Row = Mapping[str, Any]

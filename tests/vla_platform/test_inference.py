@@ -1,14 +1,16 @@
 """Batch invariance and errors of an inference replica, without Ray: a Replica is a plain class."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from vla_platform import artifacts
-from vla_platform.inference import BadActionsError, Replica
+from vla_platform.inference import BadActionsError, Replica, _Request, checked
 from vla_platform.store import open_store
 
 from envs import tabletop
+from envs.api import Observation
 from envs.benchmarks import benchmark
 from vlm4vla.export import load_policy, save_policy
 from vlm4vla.policies import build_policy
@@ -72,17 +74,46 @@ class Broken:
         return np.stack([self.answer] * len(observations))
 
 
-@pytest.mark.parametrize("answer", [np.full((4, 7), np.nan), np.zeros((4, 6)), np.zeros(7)])
-def test_bad_actions_are_refused_and_the_replica_lives_on(tmp_path, answer):
+class Picky(Broken):
+    """Cannot answer black frames, like a policy whose numbers overflow on some input."""
+
+    def act(self, observations, length):
+        if not all(seen.image.any() for seen in observations):
+            raise OverflowError("too dark")
+        return np.stack([np.full((4, 7), seen.image.mean()) for seen in observations])
+
+
+def test_a_policy_that_answers_nothing_like_actions_is_named(tmp_path):
     store = open_store(str(tmp_path / "store"))
     checkpoint = checkpoint_of(store, tmp_path / "policy", "tiny-paligemma-1")
-    answers = iter([Broken(answer)])
+    answers = iter([Broken(np.zeros(7))])
     replica = Replica(store, lambda folder: next(answers, load_policy(folder)), 4, 1)
     images, texts = observations(1)
-    with pytest.raises(BadActionsError, match="expected finite"):
+    with pytest.raises(BadActionsError, match=rf"{checkpoint.run}.*shape \[4, 7\]"):
         replica.act(checkpoint, images, texts)
     replica.policies.clear()
     assert replica.act(checkpoint, images, texts).shape == (1, 4, 7)
+
+
+def test_one_bad_observation_does_not_spoil_its_company(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    checkpoint = checkpoint_of(store, tmp_path / "policy", "tiny-paligemma-1")
+    replica = Replica(store, lambda folder: Picky(None), 4, 1)
+    images, texts = observations(4)
+    images[2] = 0
+    seen = [Observation(image, text) for image, text in zip(images, texts, strict=True)]
+    requests = [_Request(checkpoint, each, Future()) for each in seen]
+    for request in requests:
+        replica.waiting.put(request)
+    kept = [request.answer.exception(timeout=10) for request in requests]
+    assert [type(error) for error in kept] == [type(None)] * 2 + [OverflowError, type(None)]
+
+
+@pytest.mark.parametrize("answer", [np.full((4, 7), np.nan), np.zeros((4, 6)), np.zeros((1, 7))])
+def test_bad_actions_are_refused_in_the_policys_name(answer):
+    with pytest.raises(BadActionsError, match=r"^policy r at step 3 answered actions"):
+        checked(answer, 2, "policy r at step 3")
+    assert checked(np.ones((4, 7)), 2, "any").shape == (2, 7)
 
 
 def test_a_policy_that_was_replaced_is_not_used(tmp_path):

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from vla_platform import evaluation
@@ -14,6 +15,7 @@ from vla_platform.cluster import CLUSTERS
 from vla_platform.evaluation import Wanted
 from vla_platform.ledger import Ledger
 from vla_platform.rollouts import Pool
+from vla_platform.rows import OUTCOME, Row
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark, wrong_instruction
@@ -158,10 +160,62 @@ def test_videos_are_made_afterwards_and_play(pool, checkpoint, tmp_path):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, tasks=("reach",), trials=2)
     run(pool, wanted)
-    keys = evaluation.film(Ledger(store), [wanted], 1, lambda: pool)
-    assert len(keys) == 1
+    filmed = evaluation.film(Ledger(store), [wanted], 1, lambda: pool)
+    keys = filmed.keys
+    assert len(keys) == 1 and not filmed.errors
     path = Path(tmp_path / "episode.mp4")
     store.download(keys[0], path)
     row = next(r for r in outcomes(Ledger(store), wanted) if r["key"] in keys[0])
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == row["steps"] + 1
+
+
+def test_a_replay_that_differs_from_its_row_is_said_loudly_and_leaves_no_video(
+    pool, checkpoint, tmp_path
+):
+    store, policy = checkpoint
+    wanted = wanted_of(Ledger(store), policy, tasks=("push",), trials=1)
+    run(pool, wanted)
+    [row] = Ledger(store).read(wanted.cell()).table.to_pylist()[:1]
+    [episode] = wanted.episodes()
+    forged = copy_of(store, tmp_path, "forged")
+    outcome = {name: row[name] for name in OUTCOME} | {"final_frame": "0" * 16}
+    Ledger(forged).commit(
+        Row(episode=episode, **outcome, wall_s=1.0, finished_at=1.0, writer="someone")
+    )
+    with Pool(forged, load_policy, CLUSTER) as other:
+        filmed = evaluation.film(Ledger(forged), [wanted], 1, lambda: other)
+    assert filmed.keys == [] and not list(forged.list("videos/"))
+    [(_, reason)] = filmed.errors
+    assert "ReplayDiffersError" in reason and "final_frame: row '0000000000000000'" in reason
+    assert [e["cause"] for e in Ledger(forged).errors(wanted.cell())] == ["ReplayDiffersError"]
+
+
+class NotANumber:
+    batch_invariant = True
+
+    def group(self, observation):
+        return 16
+
+    def act(self, observations, length):
+        return np.full((len(observations), 4, 7), np.nan, np.float32)
+
+
+def load_nan(folder):
+    return NotANumber()
+
+
+def test_actions_that_are_no_numbers_are_errors_in_the_policys_name_and_not_retried(
+    ray_cluster, checkpoint, tmp_path
+):
+    store, policy = checkpoint
+    other = copy_of(store, tmp_path, "nan")
+    wanted = wanted_of(Ledger(other), policy, trials=2)
+    with Pool(other, load_nan, CLUSTER) as fresh:
+        tally, rows = run(fresh, wanted)
+    assert (tally.done, tally.retried, rows) == (0, 0, [])
+    assert len(tally.errors) == 4
+    for _, reason in tally.errors:
+        assert reason.startswith("BadActionsError") and policy.run in reason
+        assert "not finite" in reason
+    assert len(Ledger(other).errors(wanted.cell())) == 4

@@ -1,0 +1,236 @@
+"""Policies behind a server that speaks openpi's protocol: msgpack with numpy over a WebSocket.
+
+On connecting the server sends its metadata; then each observation (a dict) is answered with
+`{"actions": [k, 7], …}`, or with a text that says what went wrong. The format is openpi-client's,
+written here because that package asks for numpy 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgpack
+import numpy as np
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from envs.api import ActionSpec, Observation
+from envs.hashing import canonical_json, stable_hash
+from vla_platform.adapters import ADAPTERS, converted, observation_dict
+
+CONNECT_S = 5.0
+ANSWER_S = 120.0
+LARGEST = 64 << 20
+"""Bytes of one message that are accepted."""
+KEY_VARIABLE = "VLA_POLICY_API_KEY"
+_KINDS = "biuf"
+
+
+class PolicyUnavailableError(RuntimeError):
+    """A policy could not be asked just now; asking again may work. Picklable."""
+
+
+class PolicyRefusedError(RuntimeError):
+    """A policy answered with an error, which it would do again. Picklable."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A policy behind a server, as one evaluation met it.
+
+    declared: its metadata as canonical JSON. evaluation: this evaluation's own id, because
+    what a server declares need not change when its weights do. adapter: row of ADAPTERS.
+    actions: what its actions mean; target: the benchmark's, to which they are converted.
+    """
+
+    url: str
+    declared: str
+    evaluation: str
+    adapter: str
+    actions: ActionSpec
+    target: ActionSpec
+    step: int = field(default=0, init=False)
+
+    @property
+    def run(self) -> str:
+        return self.url
+
+    @cached_property
+    def digest(self) -> str:
+        """The policy's identity in the ledger."""
+        parts = [self.declared, self.evaluation, self.adapter, canonical_json(vars(self.actions))]
+        return f"remote-{stable_hash(parts)[:32]}"
+
+    def __str__(self) -> str:
+        return f"the policy at {self.url}"
+
+
+def pack(value: Any) -> bytes:
+    """msgpack, with numpy arrays and scalars as openpi writes them."""
+    return bytes(msgpack.packb(value, default=_pack_numpy))
+
+
+def unpack(data: bytes) -> Any:
+    """What `pack` wrote; ValueError for anything malformed. Never unpickles."""
+    try:
+        return msgpack.unpackb(data, object_hook=_unpack_numpy, strict_map_key=False)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(f"not msgpack with numpy arrays: {error}") from None
+
+
+def _pack_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in _KINDS:
+        raise ValueError(f"arrays of dtype {value.dtype} cannot be sent")
+    if isinstance(value, np.ndarray):
+        layout = {b"dtype": value.dtype.str, b"shape": value.shape}
+        return {b"__ndarray__": True, b"data": value.tobytes(), **layout}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"a {type(value).__name__} cannot be sent")
+
+
+def _unpack_numpy(value: dict[Any, Any]) -> Any:
+    if b"__ndarray__" not in value and b"__npgeneric__" not in value:
+        return value
+    dtype = np.dtype(value[b"dtype"])
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"an array has dtype {dtype}")
+    if b"__npgeneric__" in value:
+        return dtype.type(value[b"data"])
+    return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])
+
+
+def metadata_of(url: str, timeout: float = CONNECT_S) -> dict[str, Any]:
+    """What the server at `url` declares; PolicyUnavailableError when none answers."""
+    connection, declared = _open(url, timeout)
+    connection.close()
+    return dict(json.loads(declared))
+
+
+def _open(url: str, timeout: float) -> tuple[ClientConnection, str]:
+    """A connection and the metadata that the server sent first, as canonical JSON."""
+    try:
+        connection = connect(
+            url,
+            open_timeout=timeout,
+            max_size=LARGEST,
+            compression=None,
+            proxy=None,
+            additional_headers=_credentials(),
+        )
+        declared = unpack(_bytes(connection.recv(timeout=timeout), url))
+    except (OSError, WebSocketException, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        raise PolicyUnavailableError(
+            f"no policy server answers at {url} ({reason}): start it, or correct the address"
+        ) from None
+    except ValueError as error:
+        raise PolicyRefusedError(
+            f"{url} is not an openpi policy server: its first message is {error}"
+        ) from None
+    if not isinstance(declared, dict):
+        raise PolicyRefusedError(f"{url} is not an openpi policy server: it declares no dict")
+    return connection, canonical_json(_plain(declared))
+
+
+def _credentials() -> dict[str, str]:
+    """openpi's way of showing a key; never part of a URL, an error or an identity."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Api-Key {key}"} if key else {}
+
+
+def _bytes(message: str | bytes, url: str) -> bytes:
+    """An answer; a text instead is the server's traceback."""
+    if isinstance(message, str):
+        lines = message.strip().splitlines() or ["an empty text"]
+        raise PolicyRefusedError(f"the policy at {url} failed: {lines[-1][:500]}")
+    return message
+
+
+def _plain(value: Any) -> Any:
+    """JSON types for metadata, whatever it was written with."""
+    if isinstance(value, Mapping):
+        return {
+            _plain(key) if isinstance(key, bytes) else str(key): _plain(v)
+            for key, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+class Lines:
+    """Connections to policy servers: one for each episode that is waiting for an answer.
+
+    Safe to use from many threads. A line that failed is closed, never used again.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[ClientConnection]] = {}
+        self._lock = threading.Lock()
+
+    def act(self, policy: Remote, observation: Observation, timeout: float) -> np.ndarray:
+        """Actions [k, 7] in the benchmark's units.
+
+        PolicyUnavailableError: cut off or silent, ask again. PolicyRefusedError: an error text, or
+        a server that now declares something else than when the evaluation began.
+        """
+        line = self._take(policy)
+        try:
+            deadline = time.monotonic() + min(timeout, ANSWER_S)
+            line.send(pack(observation_dict(observation, ADAPTERS[policy.adapter])))
+            message = line.recv(timeout=max(0.0, deadline - time.monotonic()))
+            answer = unpack(_bytes(message, policy.url))
+        except (OSError, WebSocketException, TimeoutError) as error:
+            line.close()
+            reason = str(error) or type(error).__name__
+            raise PolicyUnavailableError(f"{policy} does not answer: {reason}") from None
+        except (ValueError, PolicyRefusedError) as error:
+            line.close()
+            raise PolicyRefusedError(f"{policy} gave no actions: {error}") from None
+        self._give_back(policy, line)
+        return _actions(policy, answer)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for lines in idle.values():
+            for line in lines:
+                line.close()
+
+    def _take(self, policy: Remote) -> ClientConnection:
+        with self._lock:
+            idle = self._idle.get(policy.url)
+            if idle:
+                return idle.pop()
+        line, declared = _open(policy.url, CONNECT_S)
+        if declared != policy.declared:
+            line.close()
+            raise PolicyRefusedError(
+                f"{policy} declares {declared[:200]} now, it declared {policy.declared[:200]} when "
+                "this evaluation began: start another evaluation for another policy"
+            )
+        return line
+
+    def _give_back(self, policy: Remote, line: ClientConnection) -> None:
+        with self._lock:
+            self._idle.setdefault(policy.url, []).append(line)
+
+
+def _actions(policy: Remote, answer: Any) -> np.ndarray:
+    if not isinstance(answer, dict) or "actions" not in answer:
+        raise PolicyRefusedError(f"{policy} answered without a field 'actions'")
+    actions = np.asarray(answer["actions"], np.float32)
+    if actions.ndim != 2 or actions.shape[1] < 7:
+        return actions  # refused by whoever checks every policy's actions
+    # Padded to a robot with more joints: what lies beyond the seventh column is not ours.
+    return converted(actions[:, :7], policy.actions, policy.target)

@@ -1,0 +1,162 @@
+"""The evaluation job as a user starts it."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from vla_platform import artifacts
+from vla_platform.candidates import Served, candidates, import_folder
+from vla_platform.store import open_store
+
+from envs.benchmarks import benchmark
+from tests.vla_platform.test_inference import checkpoint_of
+from tests.vla_platform.test_remote import server
+from tests.vlm4vla.policy_helpers import fresh
+from tests.vlm4vla.test_weights import released_name
+from vlm4vla.export import load_policy
+from vlm4vla.released import released_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with one policy, and the same policy as an exported folder."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    store = open_store(str(folder / "store"))
+    checkpoint = checkpoint_of(store, folder / "exported", "tiny-paligemma-1")
+    return folder, checkpoint
+
+
+def evaluate(folder, *arguments):
+    command = [sys.executable, "jobs/evaluate.py", "--store", folder / "store", *arguments]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "VLA_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_any_policies_at_any_horizons_and_a_second_run_plays_nothing(trained, tmp_path):
+    folder, checkpoint = trained
+    out = tmp_path / "rows.json"
+    with server("declare") as url:
+        policies = [checkpoint.run, folder / "exported", url]
+        common = ["--policy", *policies, "--benchmark", "tabletop", "--horizons", 4, 2]
+        common += ["--tasks", "reach", "push", "--trials", 2, "--evaluation", "e", "--json", out]
+        first = evaluate(folder, *common, "--videos")
+        assert first.returncode == 0, first.stderr[-3000:]
+        rows = json.loads(out.read_text())
+        began = time.monotonic()
+        second = evaluate(folder, *common)
+        took = time.monotonic() - began
+    assert "played nothing: everything was in the store" in second.stdout
+    assert json.loads(out.read_text()) == rows
+    assert took < 60
+    # 3 policies x 2 horizons x (2 tasks and their total); the folder shares the run's episodes
+    assert len(rows) == 18 and all(row["missing"] == 0 for row in rows)
+    assert "played 16 episodes" in first.stdout
+    assert [line for line in first.stdout.splitlines() if "horizon 4" in line]
+    videos = [line.split()[-1] for line in first.stdout.splitlines() if line.startswith("video: ")]
+    assert videos and all((folder / "store" / key).stat().st_size > 1000 for key in videos)
+    wrong = evaluate(
+        folder, "--policy", checkpoint.run, "--instruction", "wrong", "--tasks", "reach",
+        "--trials", 2, "--json", out,
+    )  # fmt: skip
+    assert wrong.returncode == 0, wrong.stderr[-2000:]
+    assert "horizon 2, wrong word" in wrong.stdout
+    assert "played 2 episodes" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policy", "RUNx"], "Did you mean"),
+        (["--policy", "RUN@7"], "has no checkpoint at step 7; it has [0]"),
+        (["--policy", "/nowhere/policy"], "there is no folder /nowhere/policy"),
+        (["--policy", "FOLDER"], "is no policy's folder: it has neither model.safetensors"),
+        (["--policy", "RUN", "--benchmark", "libero_object"], "do not fit libero_object: rotation"),
+        (["--policy", "RUN", "--benchmark", "tabeltop"], "Did you mean 'tabletop'"),
+        (["--policy", "RUN", "--horizons", "9"], "the horizon is 1 to 4, not 9"),
+        (["--policy", "RUN", "--tasks", "rech"], "Did you mean 'reach'"),
+        (["--policy", "ws://127.0.0.1:9"], "say with --benchmark"),
+        (["--policy", "ws://127.0.0.1:9", "--benchmark", "tabletop"], "no policy server answers"),
+    ],
+)
+def test_bad_input_is_one_sentence_in_seconds(
+    trained, tmp_path, monkeypatch, capsys, arguments, said
+):
+    folder, checkpoint = trained
+    named = [a.replace("RUN", checkpoint.run).replace("FOLDER", str(tmp_path)) for a in arguments]
+    store = ["--store", str(folder / "store")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *store, *named])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "evaluate.py"), run_name="__main__")
+    assert ended.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert time.monotonic() - began < 10
+
+
+def copied(folder, out, **changes):
+    """An exported policy as `jobs/export_policy.py` writes it."""
+    (out / "model.safetensors").write_bytes((folder / "policy.safetensors").read_bytes())
+    told = json.loads((folder / "policy.json").read_text())
+    (out / "config.json").write_text(json.dumps({"model_type": "vlm4vla", **told, **changes}))
+    return out
+
+
+def test_an_exported_folder_is_the_policy_it_came_from(trained, tmp_path):
+    folder, checkpoint = trained
+    store = open_store(str(tmp_path / "store"))
+    exported = import_folder(store, copied(folder / "exported", tmp_path))
+    assert exported.digest == checkpoint.digest
+    assert import_folder(store, folder / "exported") == exported
+    load_policy(artifacts.fetch_policy(store, exported))
+
+
+def test_the_same_weights_with_another_description_are_refused(trained, tmp_path):
+    folder, _ = trained
+    store = open_store(str(tmp_path / "store"))
+    import_folder(store, folder / "exported")
+    with pytest.raises(ValueError, match=r"same weights as import-.*, described otherwise"):
+        import_folder(store, copied(folder / "exported", tmp_path, chunk=3))
+
+
+def test_a_released_file_becomes_a_policy(tmp_path):
+    policy = fresh("tiny-kosmos-2", seed=5)
+    theirs = {released_name("kosmos2", n): t.clone() for n, t in policy.state_dict().items()}
+    torch.save({"state_dict": theirs}, tmp_path / "released.pt")
+    row, source = benchmark("libero_object"), tmp_path / "released.pt"
+    with pytest.raises(ValueError, match="--statistics"):
+        released_policy("tiny-kosmos-2", row, source, tmp_path / "out", None)
+    columns = {name: [0.5] * 7 for name in ("q01", "q99", "mean", "std", "min", "max")}
+    (tmp_path / "statistics.json").write_text(json.dumps({"libero": {"action": columns}}))
+    statistics = tmp_path / "statistics.json"
+    released_policy("tiny-kosmos-2", row, source, tmp_path / "out", statistics)
+    store = open_store(str(tmp_path / "store"))
+    [found] = candidates(str(tmp_path / "out"), None, store, Served("e", "observation", ""))
+    assert (found.row.name, found.chunk) == ("libero_object", 4)
+    loaded = load_policy(tmp_path / "out")
+    assert loaded.normaliser.kind == "quantile+clip65"
+    assert torch.equal(loaded.query, policy.query)
+
+
+def test_help_is_there_at_once():
+    code = "import sys; sys.argv = ['evaluate.py', '--help']; import runpy\n"
+    code += "try: runpy.run_path('jobs/evaluate.py', run_name='__main__')\n"
+    code += "except SystemExit: pass\n"
+    code += "print(sorted({'torch', 'ray', 'transformers', 'av'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.strip().splitlines()[-1] == "[]"

@@ -1,0 +1,94 @@
+"""What Prometheus sees of a running pool, scraped from Ray's own metrics agent."""
+
+import re
+import time
+import urllib.request
+from dataclasses import replace
+
+from vla_platform import evaluation, metrics
+from vla_platform.assignments import Tally
+from vla_platform.candidates import Served, candidates
+from vla_platform.cluster import CLUSTERS
+from vla_platform.evaluation import Wanted
+from vla_platform.ledger import Ledger
+from vla_platform.progress import Meter
+from vla_platform.rollouts import Pool
+from vla_platform.store import open_store
+
+from tests.vla_platform.test_remote import server
+
+CLUSTER = replace(CLUSTERS["laptop"], hosts=1, slots=2)
+
+
+def scrape():
+    """name -> [(labels, value)] of our metrics, over all nodes."""
+    import ray
+
+    found = {}
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for line in urllib.request.urlopen(url, timeout=5).read().decode().splitlines():
+            match = re.fullmatch(r"ray_(vla_\w+)\{(.*)\} (\S+)", line)
+            if match:
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
+                found.setdefault(match[1], []).append((labels, float(match[3])))
+    return found
+
+
+def scraped(ready, seconds=40):
+    """The first scrape of which `ready` is true: Ray's workers report every ten seconds."""
+    deadline = time.monotonic() + seconds
+    while not ready(found := scrape()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def test_a_scrape_of_a_running_pool_tells_what_it_does(ray_cluster, tmp_path):
+    store = open_store(str(tmp_path))
+    ledger = Ledger(store)
+    with server("declare") as url, Pool(store, None, CLUSTER) as pool:
+        [found] = candidates(url, ["tabletop"], store, Served("e", "observation", ""))
+        fingerprint = evaluation.environment(ledger, found.row)
+        wanted = Wanted(found.policy, found.row, 4, fingerprint, ("reach",), 5)
+        wrong = replace(wanted, fingerprint="0" * 64, trials=1)
+        tally = evaluation.play(ledger, [wanted, wrong], lambda: pool, lambda tally: None)
+        assert (tally.done, len(tally.errors)) == (5, 1)
+
+        def complete(found):
+            outcomes = {labels.get("outcome") for labels, _ in found.get("vla_episodes_total", [])}
+            hosts = "vla_inference_seconds_count" in found and "vla_queue_episodes" in found
+            return hosts and "error" in outcomes and len(outcomes) > 1
+
+        seen = scraped(complete)
+    played = {name: sum(value for _, value in series) for name, series in seen.items()}
+    outcomes = {labels["outcome"]: value for labels, value in seen["vla_episodes_total"]}
+    assert outcomes.pop("error") == 1 and sum(outcomes.values()) == 5
+    assert played["vla_env_steps_total"] == tally.steps
+    assert played["vla_inference_seconds_count"] >= 5
+    assert played["vla_stored_bytes_total"] > 5 * 1000
+    assert {labels["state"] for labels, _ in seen["vla_queue_episodes"]} == {"waiting", "running"}
+    assert {"vla_rollout_hosts", "vla_episode_seconds_count"} <= set(seen)
+
+
+def test_names_units_and_labels_are_of_one_scheme():
+    for name, about in metrics.METRICS.items():
+        assert re.fullmatch(r"vla_[a-z_]+", name)
+        assert name.endswith("_total") == (about.kind == "counter")
+        assert (about.kind == "histogram") == bool(about.bounds)
+        assert set(about.labels) <= {"benchmark", "outcome", "state", "cause", "kind"}
+
+
+def test_a_line_of_progress_says_everything(capsys, monkeypatch):
+    tally = Tally(total=20, done=9, running=3, successes=4, pending=2)
+    tally.tasks = {"reach": [4, 5], "a_very_long_name_of_a_task_on_the_table": [0, 4]}
+    tally.errors = [(None, "it broke")]
+    meter = Meter("episodes")
+    meter.began -= 60
+    meter.said -= 60
+    meter.tally(tally)
+    line = capsys.readouterr().out.strip()
+    assert re.fullmatch(
+        r"episodes: 10/20 60s, ~60s left, 9 done, 3 running, 1 errors, 7 missing, 10 episodes/min,"
+        r" 2 hosts wait for a place; …_of_a_task_on_the_table 0/4, reach 4/5",
+        line,
+    ), line
