@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from envs.api import Observation
 from envs.benchmarks import benchmark
@@ -99,6 +100,18 @@ def test_decoding_repeats_what_teacher_forcing_prefers(name: str) -> None:
         logits = policy.logits(inputs, tokens, 0, 14)
     ids = policy.bins.ids
     assert torch.equal(logits[..., ids.start : ids.stop].argmax(-1) + ids.start, tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_looks_at_the_image_once(name: str) -> None:
+    policy = policy_of(name).eval()
+    calls = []
+    # The patch embedding runs whenever the tower does.
+    patches = next(m for m in policy.vlm.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    patches.register_forward_hook(lambda *_: calls.append(1))
+    for times in (1, 2):
+        policy.tokens(policy.prepare(images(1, seed=times), TEXTS[:1]))
+        assert len(calls) == times
 
 
 @pytest.mark.parametrize("name", NAMES)

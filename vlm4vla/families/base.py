@@ -189,6 +189,23 @@ def only_at(module: nn.Module, index: Int[Tensor, " B"], length: int) -> Iterato
             handle.remove()
 
 
+@contextmanager
+def computed_once(module: nn.Module) -> Iterator[None]:
+    """Run a module at its first call while open; later calls repeat that output."""
+    forward, outputs = module.forward, list[Any]()
+
+    def first(*args: Any, **more: Any) -> Any:
+        if not outputs:
+            outputs.append(forward(*args, **more))
+        return outputs[0]
+
+    module.forward = first
+    try:
+        yield
+    finally:
+        del module.forward
+
+
 def normal_(parameter: Tensor, std: float) -> None:
     with torch.no_grad():
         parameter.normal_(0.0, std)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vlm4vla.tokenizers import Tokenizer
 
 
+AXES = ("x", "y", "z", "roll", "pitch", "yaw")
+
+
 class ActionQueryPolicy(VlmPolicy):
     """A vision-language model, one query embedding and the head of Table 9.
 
@@ -100,8 +103,17 @@ def action_loss(
         "pose_loss": pose_loss.detach(),
         "gripper_loss": gripper_loss.detach(),
         "gripper_accuracy": (((gripper > 0) == closes) * mask).sum() / steps,
+        **_errors(pose.detach(), actions[..., :POSE], mask, steps),
     }
     return loss, metrics
+
+
+def _errors(
+    pose: Float[Tensor, "B k 6"], target: Float[Tensor, "B k 6"], mask: Tensor, steps: Tensor
+) -> dict[str, Tensor]:
+    """Mean absolute error of each pose dimension, in normalised units."""
+    mean = ((pose - target).abs() * mask[..., None]).sum(dim=(0, 1)) / steps
+    return {f"error_{axis}": mean[index] for index, axis in enumerate(AXES)}
 
 
 def _masked_huber(

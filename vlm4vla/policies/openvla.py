@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from envs.api import ACTION_DIM
 from vlm4vla.families import Inputs
-from vlm4vla.families.base import ACTION_IDS
+from vlm4vla.families.base import ACTION_IDS, computed_once
 from vlm4vla.policies.base import VlmPolicy
 from vlm4vla.policies.head import POSE
 from vlm4vla.prompts import to_device
@@ -60,8 +60,8 @@ class Bins:
 class OpenVlaPolicy(VlmPolicy):
     """A vision-language model that answers with action tokens.
 
-    Decoding runs the whole prompt for each token: a cache of keys would save three quarters
-    of it for single actions, and cost a path of its own in every family.
+    Decoding looks at the image once, and runs the whole prompt for each token: a cache of
+    keys would save most of that, and cost a path of its own in every family.
     """
 
     uses_lm_head = True
@@ -120,8 +120,10 @@ class OpenVlaPolicy(VlmPolicy):
         inputs = to_device(inputs, self.device)
         ids = inputs["input_ids"]
         tokens = ids.new_full((len(ids), self.chunk * ACTION_DIM), self.bins.ids.start)
-        for place in range(tokens.shape[1]):
-            tokens[:, place] = self._best(self.logits(inputs, tokens, place, place + 1)[:, 0])
+        with computed_once(self.vlm.get_submodule(self.row.modules.vision)):
+            for place in range(tokens.shape[1]):
+                scores = self.logits(inputs, tokens, place, place + 1)[:, 0]
+                tokens[:, place] = self._best(scores)
         return tokens
 
     def _best(self, logits: Float[Tensor, "*b V"]) -> Int[Tensor, "*b"]:
