@@ -71,7 +71,7 @@ class Services:
 
     def all(self) -> list[Service]:
         """In the order in which they start."""
-        return [self._seaweedfs(), self._prometheus(), self._ray()]
+        return [self.seaweedfs(), self._prometheus(), self._ray()]
 
     def start(self) -> None:
         """All or none: ServiceFailedError ends those that this call had started."""
@@ -102,7 +102,7 @@ class Services:
             print(f"{name}: {state}")
         return int(any(not state.startswith("runs") for state in states.values()))
 
-    def _seaweedfs(self) -> Service:
+    def seaweedfs(self) -> Service:
         ports = dict(zip(("master", "volume", "filer", "s3", "admin"), range(5), strict=True))
         command = [_tool("weed"), "-logtostderr=true", "mini"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder / 'seaweedfs'}"]

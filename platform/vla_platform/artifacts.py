@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ COMPLETE = "complete.json"
 MANIFEST = "manifest.json"
 WEIGHTS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def file_digest(path: Path) -> str:
 
 def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
     """A local folder with the policy's weights and description, verified by its digest."""
+    if not _DIGEST.fullmatch(checkpoint.digest):  # it becomes a folder's name
+        raise ValueError(f"{checkpoint.prefix}/{COMPLETE} names no sha256: train the run again")
     folder = places.cache() / "policies" / checkpoint.digest
     with _locked(folder):
         for name in (DESCRIPTION, WEIGHTS):

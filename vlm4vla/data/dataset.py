@@ -165,6 +165,8 @@ class Dataset:
 
     @staticmethod
     def _shard(folder: Path, shard: Shard) -> pa.Table:
+        if Path(shard.name).name != shard.name:
+            raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
         data = (folder / shard.name).read_bytes()
         if sha256(data) != shard.sha256:
             raise ValueError(
