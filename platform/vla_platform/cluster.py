@@ -35,7 +35,7 @@ class Limits:
 
     chunk: one chunk of actions in the simulator. answer: one question to a policy, loading it
     included. episode: all of it. grace: how long episodes in flight may go on after a notice.
-    place: how long a pool waits for its first place on a node.
+    place: how long a pool waits for a node that has room for one of its hosts.
     """
 
     chunk: float = 120.0

@@ -227,19 +227,22 @@ class Round:
         )
 
     def _require_place(self) -> None:
-        """PoolError when no host has been running for too long."""
+        """PoolError when no node could ever hold a host; if they are only full, say so."""
         now = time.monotonic()
         if self.flying or self.fleet.running():
             self.placed = now
         elif now - self.placed > self.limits.place:
+            self.placed = now
             kind = next(iter(self.left))
-            takes = self.pool.cluster.takes(kind, self.pool.slots(kind))
-            raise PoolError(
-                f"no node had room for a host of {kind} simulators within "
-                f"{self.limits.place:.0f} s: it takes {_amounts(takes)}, the nodes have "
-                f"{' and '.join(map(_amounts, hosts.nodes()))}; use more or larger nodes, or "
-                "end what occupies them"
+            cluster, there = self.pool.cluster, hosts.nodes()
+            slots = self.pool.slots(kind)
+            needed = (
+                f"a host of {kind} simulators takes {_amounts(cluster.takes(kind, slots))}, the "
+                f"nodes have {' and '.join(map(_amounts, there))} in all"
             )
+            if not any(cluster.fits(kind, slots, node) for node in there):
+                raise PoolError(f"{needed}: add a node with room for one")
+            log.warning("still waiting for a place: %s, and others occupy them", needed)
 
     def _show(self) -> None:
         tally = self.tally

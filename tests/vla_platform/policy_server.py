@@ -3,7 +3,7 @@
     python tests/vla_platform/policy_server.py MODE [PORT]
 
 It prints its port. Modes: answer, declare, other, nan, short, fail, garbage, slow, drop,
-steady (thinks 50 ms).
+steady (thinks 50 ms), libero (is asked as openpi's LIBERO policies are).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SPEC = {
 METADATA = {
     "answer": {},
     "declare": {"action_spec": SPEC, "checkpoint": "a", "reset_pose": np.zeros(3)},
+    "libero": {},
     "other": {"action_spec": {**SPEC, "rotation": "axis_angle"}},
 }
 
@@ -54,6 +55,9 @@ def actions(mode: str, seen: dict) -> np.ndarray:
     image = seen["observation/image"]
     assert image.shape == (224, 224, 3) and image.dtype == np.uint8
     assert isinstance(seen["prompt"], str)
+    if mode == "libero":
+        assert seen["observation/wrist_image"].shape == (224, 224, 3)
+        assert seen["observation/state"].shape == (8,)
     chunk = np.zeros((1 if mode == "short" else 10, 8), np.float64)  # padded, as openpi's are
     chunk[:, :7] = np.cos(image[::32, ::32].astype(np.float64).sum() + np.arange(7))
     return chunk * np.nan if mode == "nan" else chunk

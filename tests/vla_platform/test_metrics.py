@@ -5,10 +5,11 @@ import time
 import urllib.request
 from dataclasses import replace
 
+import pytest
 from vla_platform import evaluation, metrics
-from vla_platform.assignments import Tally
+from vla_platform.assignments import PoolError, Tally
 from vla_platform.candidates import Served, candidates
-from vla_platform.cluster import CLUSTERS
+from vla_platform.cluster import CLUSTERS, Limits, Needs
 from vla_platform.evaluation import Wanted
 from vla_platform.ledger import Ledger
 from vla_platform.progress import Meter
@@ -68,6 +69,17 @@ def test_a_scrape_of_a_running_pool_tells_what_it_does(ray_cluster, tmp_path):
     assert played["vla_stored_bytes_total"] > 5 * 1000
     assert {labels["state"] for labels, _ in seen["vla_queue_episodes"]} == {"waiting", "running"}
     assert {"vla_rollout_hosts", "vla_episode_seconds_count"} <= set(seen)
+
+
+def test_a_host_that_no_node_can_hold_is_said_with_the_numbers(ray_cluster, tmp_path):
+    store = open_store(str(tmp_path))
+    huge = {"tabletop": Needs(cores=1000, memory_mib=64)}
+    cluster = replace(CLUSTER, needs=huge, simulator_cores=1000, limits=Limits(place=1.0))
+    with server("declare") as url, Pool(store, None, cluster) as pool:
+        [found] = candidates(url, ["tabletop"], store, Served("e", "observation", ""))
+        wanted = Wanted(found.policy, found.row, 4, "f", ("reach",), 1)
+        with pytest.raises(PoolError, match=r"takes 1e\+03 CPU.*the nodes have 4 CPU"):
+            pool.run(evaluation.missing(Ledger(store), [wanted]))
 
 
 def test_names_units_and_labels_are_of_one_scheme():

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from vla_platform.adapters import ADAPTERS, axis_angle_state, converted, require_alike
+from vla_platform.assignments import Assignment
 from vla_platform.candidates import Served, candidates
+from vla_platform.cluster import Limits
 from vla_platform.courier import Courier
 from vla_platform.inference import BadActionsError
 from vla_platform.remote import (
@@ -20,11 +23,15 @@ from vla_platform.remote import (
     pack,
     unpack,
 )
+from vla_platform.rows import Cell
+from vla_platform.slots import Slot
 from vla_platform.store import open_store
 
 from envs import tabletop
 from envs.api import ActionSpec, Observation
 from envs.benchmarks import benchmark
+from envs.hashing import stable_hash
+from envs.process import SimulatorMissing, SimulatorProcess, interpreter_for
 
 ROW = benchmark("tabletop")
 SEEN = tabletop.Tabletop(ROW).reset("reach", 0)
@@ -173,3 +180,28 @@ def test_liberos_state_is_said_as_openpi_learnt_it():
     assert set(sent) == keys and sent["observation/state"].shape == (8,)
     with pytest.raises(ValueError, match="no proprioception"):
         observation_dict(Observation(frame, "go", seen.views), ADAPTERS["libero"])
+
+
+@pytest.mark.full
+def test_real_libero_is_shown_as_openpis_policies_learnt_it(tmp_path):
+    try:
+        interpreter_for("libero")
+    except SimulatorMissing as missing:
+        pytest.skip(str(missing))
+    with server("libero") as url:
+        served = Served("e", "libero", "")
+        [found] = candidates(url, ["libero_object"], open_store(str(tmp_path)), served)
+        row = replace(found.row, step_limits={"*": 8})
+        with SimulatorProcess(row) as process:
+            process.reset(row.tasks[0], 0, 0)
+            fingerprint = stable_hash(process.fingerprint())
+        cell = Cell(found.policy.digest, row.name, 4, fingerprint)
+        episode = cell.episode(row.tasks[0], 0, 0, "")
+        slot, courier = Slot(row), Courier(None, 1, 60.0)
+        played = slot.play(
+            Assignment(found.policy, row, episode),
+            lambda seen, timeout: courier.act(found.policy, seen, 4, timeout),
+            Limits(),
+        )
+        slot.process.close()
+    assert (played.steps, played.replans) == (8, 2)
