@@ -6,6 +6,7 @@ A family is stateless: rows carry the sizes, recipes the reading of the paper.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -197,7 +198,8 @@ def computed_once(module: nn.Module) -> Iterator[None]:
     def first(*args: Any, **more: Any) -> Any:
         if not outputs:
             outputs.append(forward(*args, **more))
-        return outputs[0]
+        # Callers write into the output's fields.
+        return copy.copy(outputs[0])
 
     module.forward = first
     try:
