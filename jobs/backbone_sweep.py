@@ -8,6 +8,7 @@ Every stage looks in the store first: run it again to continue, or to read the t
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from functools import partial
 from vla_platform import cli
 from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.demos import Demonstrations
+from vla_platform.spread import spread_lines
 from vla_platform.sweep import Science, Sweep, Training, Trials
 from vla_platform.tables import rows_of, score_table
 
@@ -24,7 +26,8 @@ from vlm4vla.analysis import wilson
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.export import load_policy
-from vlm4vla.run import Run
+from vlm4vla.policies import POLICIES
+from vlm4vla.run import POLICY_KINDS, Run
 from vlm4vla.train import Engine, make_job, train
 
 
@@ -49,8 +52,14 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="the scale")
     parser.add_argument("--benchmark", help="tabletop, libero_object, … (default: the preset's)")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="rows of the backbone table")
+    parser.add_argument(
+        "--policies", nargs="+", choices=POLICY_KINDS, default=["action_query"], help="policy kinds"
+    )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the benchmark's tasks")
     parser.add_argument("--trials", type=cli.positive, help="initial states per task")
+    parser.add_argument(
+        "--repeats", type=cli.positive, default=1, help="episodes of each initial state (pi0)"
+    )
     parser.add_argument("--horizon", type=int, help="actions executed of each predicted chunk")
     parser.add_argument("--steps", type=cli.positive, help="training steps instead of the recipe's")
     parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
@@ -69,18 +78,25 @@ def main() -> int:
     row = benchmark(args.benchmark or preset.benchmark)
     tasks = row.choose_tasks(args.tasks)
     names = [backbone(name).name for name in args.backbones or preset.backbones]
+    for name, kind in itertools.product(names, args.policies):
+        POLICIES[kind].check(backbone(name))
+    horizon = row.choose_horizon(args.horizon)
     store = cli.ready_store(args.store)
     demonstrations = Demonstrations.of(row, tasks, args.demonstrations)
     trials = Trials(
         tasks,
         args.trials or row.trials,
-        row.choose_horizon(args.horizon),
+        horizon,
         wrong_instruction(row),
         args.videos,
+        args.repeats,
     )
     with Sweep(store, row, cluster, SCIENCE, partial(print, flush=True)) as sweep:
         dataset = demonstrations.id(row, sweep.fingerprint)
-        runs = [training(args, name, row, dataset, cluster, preset.untrained) for name in names]
+        runs = [
+            training(args, name, kind, row, dataset, cluster, preset.untrained)
+            for name, kind in itertools.product(names, args.policies)
+        ]
         report = sweep.run(runs, demonstrations, trials)
     rows = rows_of(sweep.ledger, report.results, wilson)
     cli.write_json(args.json, rows)
@@ -88,6 +104,8 @@ def main() -> int:
         f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n"
     )
     print(score_table(rows))
+    for line in spread_lines(sweep.ledger, report.results):
+        print(line)
     print(f"\n{time.monotonic() - began:.0f} s in all: {report.costs()}")
     print(f"Everything lies in {store.url}: datasets/{report.dataset}, policies/, cells/")
     for key in report.videos:
@@ -98,15 +116,17 @@ def main() -> int:
 def training(
     args: cli.argparse.Namespace,
     name: str,
+    kind: str,
     row: Benchmark,
     dataset: str,
     cluster: Cluster,
     untrained: bool,
 ) -> Training:
     chosen = {field: getattr(args, field) for field in ("init", "lr", "steps", "batch", "seed")}
-    run = Run(name, row.name, dataset=dataset, **chosen).resolved(row.recipe)
+    run = Run(name, row.name, dataset=dataset, policy=kind, **chosen).resolved(row.recipe)
     engine = Engine(cluster.zero, cluster.precision, cluster.micro_batch, cluster.threads)
-    return Training(name, run.id(row), run.steps, partial(make_job, run, row, engine, untrained))
+    title = name if kind == "action_query" else f"{name} {kind}"
+    return Training(title, run.id(row), run.steps, partial(make_job, run, row, engine, untrained))
 
 
 if __name__ == "__main__":
