@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -48,6 +48,9 @@ bench-simulators: $(READY)  ## simulators' steps per second beside rendering eve
 
 bench-rollouts: $(READY)  ## the pool beside a bare loop, a peer and the ideal; QUICK=1: under five minutes
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_rollouts $(if $(QUICK),--quick)
+
+bench-train: $(READY)  ## training beside a bare PyTorch loop and DDP; QUICK=1: under five minutes
+	$(BIN)/python tests/bench/bench_train.py $(if $(QUICK),--quick)
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh

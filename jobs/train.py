@@ -47,6 +47,9 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument(
         "--workers", nargs=2, type=cli.positive, metavar=("MIN", "MAX"), help="instead of its own"
     )
+    parser.add_argument(
+        "--checkpoint-every", type=cli.positive, metavar="N", help="steps between resume points"
+    )
     return parser.parse_args()
 
 
@@ -55,6 +58,8 @@ def main() -> int:
     cluster = CLUSTERS[args.preset]
     if args.workers:
         cluster = replace(cluster, workers=tuple(args.workers))
+    if args.checkpoint_every:
+        cluster = replace(cluster, checkpoint_every=args.checkpoint_every)
     name, row = backbone(args.backbone).name, benchmark(args.benchmark)
     store = cli.ready_store(args.store)
     dataset = args.dataset or _data(args, row, store)

@@ -1,19 +1,21 @@
 """Samples per second of a bare PyTorch loop, of ours alone, and of ours under Ray Train.
 
-    PYTHONPATH=.:platform .venv/bin/python tests/bench/bench_train.py [--quick]
+    .venv/bin/python tests/bench/bench_train.py [--quick]
 
 Writes train.json beside itself. All contestants live at once and take turns of about a second
-on the same machine, so whatever else runs there slows all of them. Each contestant's rate is
-all its samples over all its turns but the first; `to_bare` is the worst ratio over the sizes.
+on the same machine, so whatever else runs there slows all of them. A contestant's rate is all
+its samples over all its turns but the first; `to_bare` is the worst ratio of Ray's over bare's.
 
-bare: forward, backward, clip, torch's AdamW on batches prepared ahead by the same thread; two
-processes under DistributedDataParallel. ours: `vlm4vla.train` in one process. ray-zeroN:
-`vla_platform.training.fit`. Ours and ray's save a checkpoint every `CHECKPOINT_EVERY` steps.
-Start-up is from the call of `fit` to the end of the first step, in a session already warm.
+bare: forward, backward, clip, torch's fused AdamW, on batches that the same thread prepares
+ahead; two processes under DistributedDataParallel. ours: `vlm4vla.train` in one process.
+ray-zeroN: `vla_platform.training.fit`. The last three save a checkpoint every
+`CHECKPOINT_EVERY` steps. Start-up: from the call of `fit` to the end of its first step; the
+first scene's first one finds Ray just started, the others a warm session.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -21,15 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)
-if str(ROOT / "platform") not in sys.path:
-    sys.path.append(str(ROOT / "platform"))
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,10 +34,10 @@ import torch.distributed as dist
 from envs import tabletop
 from envs.benchmarks import benchmark
 from envs.experts.tabletop import demonstrate
-from vlm4vla.batches import Batches
+from vlm4vla.batches import Batch, Batches
 from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
 from vlm4vla.data.normalise import Normaliser
-from vlm4vla.engine import Engine
+from vlm4vla.engine import Engine, Loss
 from vlm4vla.policies import build_policy
 from vlm4vla.run import Run
 from vlm4vla.train import TrainJob, learning_rate, train
@@ -48,16 +45,18 @@ from vlm4vla.train import TrainJob, learning_rate, train
 OUT = Path(__file__).parent / "train.json"
 BACKBONE = "tiny-qwen3vl-2b"
 BATCHES = (256, 384, 512)
-"""Global batches of the three sizes."""
+"""Global batches of the three sizes; the smallest takes over 0.3 s with two workers."""
 CHECKPOINT_EVERY = 25
+TURN_S = 1.0
+WARM_UP = 3
+ENDLESS = 100_000
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=()))
-ENDLESS = 100_000
 
 
 @dataclass
 class Turns:
-    """Contestants take turns; the file says whose it is. Rank 0 of each keeps the times."""
+    """Whose turn it is: a contest's folder says so. Worker 0 of each contestant keeps times."""
 
     folder: Path
     name: str
@@ -65,255 +64,265 @@ class Turns:
     rounds: int
 
     def __post_init__(self) -> None:
-        self.samples, self.seconds, self.done = 0, 0.0, -1
-        self.began = 0.0
-        self.first = self.started = 0.0
+        self.samples, self.seconds, self.round, self.began, self.first = 0, 0.0, 0, 0.0, 0.0
 
     def begin(self) -> None:
-        """Wait for the first turn."""
+        """The first step is done; wait until everybody's is, and for the first turn."""
         self.first = time.time()
-        self._await(0)
+        (self.folder / f"began-{self.name}").touch()
+        while len(list(self.folder.glob("began-*"))) < len(self.order):
+            time.sleep(0.02)
+        self._await()
 
-    def end(self, samples: int) -> bool:
-        """A turn of so many samples is over. False when it was the last one."""
-        took = time.monotonic() - self.began
-        self.done += 1
-        if self.done > 0:
-            self.samples, self.seconds = self.samples + samples, self.seconds + took
-        self._pass_on()
-        if self.done == self.rounds:
-            return False
-        self._await(self.done + 1)
-        return True
-
-    def _turn(self) -> int:
-        return self.order.index(self.name)
-
-    def _await(self, count: int) -> None:
-        wanted = count * len(self.order) + self._turn()
-        while not (self.folder / f"turn-{wanted}").exists():
-            time.sleep(0.005)
-        self.began = time.monotonic()
-
-    def _pass_on(self) -> None:
-        following = self.done * len(self.order) + self._turn() + 1
-        (self.folder / f"turn-{following}").touch()
-
-    def save(self) -> None:
+    def end(self, samples: int) -> None:
+        """A turn of so many samples is over; after the last one the result is written."""
+        if self.round:
+            self.samples += samples
+            self.seconds += time.monotonic() - self.began
+        self.round += 1
+        (self.folder / f"turn-{self._number() - len(self.order) + 1}").touch()
+        if self.round <= self.rounds:
+            return self._await()
         told = {"rate": self.samples / self.seconds, "first": self.first}
         (self.folder / f"{self.name}.json").write_text(json.dumps(told))
 
+    def _number(self) -> int:
+        return self.round * len(self.order) + self.order.index(self.name)
+
+    def _await(self) -> None:
+        number = self._number()
+        while number and not (self.folder / f"turn-{number}").exists():
+            time.sleep(0.005)
+        self.began = time.monotonic()
+
 
 class Over(Exception):
-    """Every turn of a size has been taken."""
+    """Every turn has been taken."""
 
 
 class TakingTurns:
-    """A sink that hands on the turn at every report, around a real one."""
+    """A sink around another that ends a turn whenever the workers bring their figures together."""
 
-    def __init__(self, sink: object, turns: Turns, batch: int) -> None:
-        self.sink, self.turns, self.batch, self.steps = sink, turns, batch, 0
-        self.turn = 0
+    def __init__(self, sink: Any, turns: Turns, batch: int) -> None:
+        self.sink, self.turns, self.batch = sink, turns, batch
+        self.asked = self.steps = 0
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.sink, name)
 
     def candidates(self) -> list[int]:
         return []
 
     def report(self, rows: list[dict[str, float]]) -> None:
-        self.sink.report(rows)
         self.steps += len(rows)
+        self.sink.report(rows)
 
     def notice(self) -> bool:
-        """Called by every worker; those but the first wait in the reduction that follows."""
+        """Every worker comes here; those but the first then wait for it in their reduction."""
+        self.asked += 1
         if dist.get_rank() == 0:
-            self._hand_on()
-        over = [self.turn > self.turns.rounds + 1]
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list(over)
-        if over[0]:
+            self.turns.begin() if self.asked == 1 else self.turns.end(self.steps * self.batch)
+        self.steps = 0
+        if self.asked == self.turns.rounds + 2:
             raise Over
         return False
 
-    def _hand_on(self) -> None:
-        self.turn += 1
-        if self.turn == 1:
-            self.turns.begin()
-        elif not self.turns.end(self.steps * self.batch):
-            self.turns.save()
-            self.turn = self.turns.rounds + 2
-        self.steps = 0
 
-
-class NoStore:
-    """Our loop alone: checkpoints are written and dropped."""
+class Dropped:
+    """Where our loop alone sends what it writes."""
 
     def publish(self, part: object) -> None: ...
     def commit(self, part: object) -> None: ...
     def report(self, rows: object) -> None: ...
 
 
-def sizes(folder: Path, name: str, order: tuple[str, ...], rounds: int) -> list[tuple[int, Turns]]:
-    return [(b, Turns(folder / str(b), name, order, rounds)) for b in BATCHES]
-
-
 def run_of(batch: int) -> Run:
-    return Run(BACKBONE, "tabletop", init="scratch", steps=ENDLESS, batch=batch).resolved(ROW.recipe)
+    fields = {"init": "scratch", "steps": ENDLESS, "batch": batch}
+    return Run(BACKBONE, "tabletop", **fields).resolved(ROW.recipe)
 
 
-def bare(dataset: Path, entries: list[tuple[int, Turns]]) -> None:
+def bare(dataset: Path, batch: int, turns: Turns) -> None:
     """The loop that a tutorial would write."""
-    rank, workers = dist.get_rank(), dist.get_world_size()
-    for batch, turns in entries:
-        run = run_of(batch)
-        job = TrainJob(run, ROW, dataset, turns.folder)
-        policy = build_policy(run, ROW.chunk, overrides=ROW.recipe.overrides)
-        data = Dataset(dataset, policy.input_px(run.image_px), policy.resize)
-        normaliser = Normaliser(ROW.recipe.normalisation, data.manifest.statistics)
-        batches = Batches(run, ROW, data, policy, normaliser, rank, workers, 1)
-        module: torch.nn.Module = _Loss(policy)
-        if workers > 1:
-            module = torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=False)
-        parameters = policy.optimised_parameters()
-        optimiser = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.0)
-        began = time.monotonic()
-        taken = 0
-        for step, (part,) in batches.steps(0, ENDLESS):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(job, step)
-            loss = module(part.inputs, part.actions, part.mask)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            taken += 1
-            if step and time.monotonic() - began < 1.0 and workers == 1:
-                continue
-            if step == 0:
-                turns.begin() if rank == 0 else None
-            elif workers == 1 or taken >= 2:
-                over = [rank == 0 and not turns.end(taken * batch)]
-                if workers > 1:
-                    dist.broadcast_object_list(over)
-                if over[0]:
-                    break
-            else:
-                continue
-            began, taken = time.monotonic(), 0
-        if rank == 0:
-            turns.save()
+    run, rank, workers = run_of(batch), dist.get_rank(), dist.get_world_size()
+    job = TrainJob(run, ROW, dataset, turns.folder)
+    policy = build_policy(run, ROW.chunk, overrides=ROW.recipe.overrides)
+    data = Dataset(dataset, policy.input_px(run.image_px), policy.resize)
+    normaliser = Normaliser(ROW.recipe.normalisation, data.manifest.statistics)
+    batches = Batches(run, ROW, data, policy, normaliser, rank, workers, 1)
+    module: torch.nn.Module = Loss(policy)
+    if workers > 1:
+        module = torch.nn.parallel.DistributedDataParallel(module)
+    parameters = policy.optimised_parameters()
+    optimiser = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.0, fused=True)
+    ended, turn, left = time.monotonic(), 1, WARM_UP
+    for step, (part,) in batches.steps(0, ENDLESS):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(job, step)
+        _step(module, part, optimiser, parameters)
+        left -= 1
+        if left == 0:
+            turn = (
+                turn if step >= WARM_UP else _steps_of_a_turn((time.monotonic() - ended) / WARM_UP)
+            )
+            left = turn
+            if rank == 0:
+                turns.begin() if step < WARM_UP else turns.end(turn * batch)
+            if step >= WARM_UP + turn * (turns.rounds + 1) - 1:
+                return
 
 
-class _Loss(torch.nn.Module):
-    def __init__(self, policy: torch.nn.Module) -> None:
-        super().__init__()
-        self.policy = policy
+def _step(module: torch.nn.Module, part: Batch, optimiser: Any, parameters: list[Any]) -> None:
+    loss, _ = module(part.inputs, part.actions, part.mask)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
 
-    def forward(self, *inputs: object) -> torch.Tensor:
-        return self.policy.loss(*inputs)[0]
+
+def _steps_of_a_turn(pace: float) -> int:
+    count = torch.tensor([max(1, round(TURN_S / pace))])
+    dist.broadcast(count, 0)
+    return int(count)
 
 
-def ours(dataset: Path, entries: list[tuple[int, Turns]], engine: Engine, sink: object) -> None:
-    for batch, turns in entries:
+def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> None:
+    """Our loop, in every worker of a contestant."""
+    engine = Engine(zero=zero, optimiser="fused", checkpoint_every=CHECKPOINT_EVERY)
+    for batch, turns in contests.items():
         with tempfile.TemporaryDirectory() as scratch:
             job = TrainJob(run_of(batch), ROW, dataset, Path(scratch), engine)
             try:
                 train(job, TakingTurns(sink, turns, batch))
             except Over:
-                pass
-
-
-def ray_train(entries: list[tuple[int, Turns]], engine: Engine, job: Path, sink: object) -> None:
-    """What `fit` calls in every worker; `job` is the dataset's folder."""
-    ours(job, entries, engine, sink)
+                continue
 
 
 def contestant(role: str, rank: int, workers: int, folder: Path, order: str, rounds: int) -> None:
-    """A process that is started for `bare` or `ours`."""
+    """A process of `bare` or `ours`."""
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     store = dist.FileStore(str(folder / f"meeting-{role}"), workers)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers)
-    entries = sizes(folder, role, tuple(order.split(",")), rounds)
-    if role == "bare":
-        bare(folder.parent / "dataset", entries)
-    else:
-        ours(folder.parent / "dataset", entries, engine_of(0), NoStore())
+    contests = contests_of(folder, role, tuple(order.split(",")), rounds)
+    dataset = folder.parent / "dataset"
+    if role == "ours":
+        return ours(contests, 0, dataset, Dropped())
+    for batch, turns in contests.items():
+        bare(dataset, batch, turns)
 
 
-def engine_of(zero: int) -> Engine:
-    return Engine(zero=zero, checkpoint_every=CHECKPOINT_EVERY)
+def contests_of(folder: Path, name: str, order: tuple[str, ...], rounds: int) -> dict[int, Turns]:
+    return {batch: Turns(folder / str(batch), name, order, rounds) for batch in BATCHES}
 
 
-def make_dataset(folder: Path) -> Path:
+def make_dataset(folder: Path) -> None:
     folder.mkdir(parents=True)
     demos = [demonstrate("reach", tabletop.DEMONSTRATIONS_FROM + i, 0) for i in range(40)]
     data = encode_shard(demos, 0)
     (folder / "shard-00000.parquet").write_bytes(data)
     manifest = build_manifest("tabletop", "bench", [("shard-00000.parquet", data)])
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
-    return folder
 
 
-def scene(folder: Path, workers: int, rounds: int) -> dict[str, object]:
-    """All contestants with so many workers; rates by size, and start-ups."""
-    from vla_platform import training
-    from vla_platform.cluster import CLUSTERS
-    from vla_platform.store import open_store
-
+def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
+    """All contestants with so many workers: samples per second by size, and start-ups."""
     alone = ("bare", "ours") if workers == 1 else ("bare",)
     order = (*alone, "ray-zero0", "ray-zero2")
     for batch in BATCHES:
         (folder / str(batch)).mkdir(parents=True)
-        (folder / str(batch) / "turn-0").touch()
-    command = [sys.executable, __file__, "--contestant"]
     rest = [str(workers), str(folder), ",".join(order), str(rounds)]
     started = [
-        subprocess.Popen([*command, role, str(rank), *rest])
+        subprocess.Popen([sys.executable, __file__, "--contestant", role, str(rank), *rest])
         for role in alone
         for rank in range(workers)
     ]
-    store = open_store(str(folder.parent / "store"))
-    cluster = replace(CLUSTERS["laptop"], workers=(workers, workers), cpus_per_worker=0.25)
+    for role in alone:
+        _await_began(folder, role)
     submitted, threads = {}, []
     for zero in (0, 2):
         name = f"ray-zero{zero}"
-        work: Callable[..., None] = partial(
-            ray_train, sizes(folder, name, order, rounds), engine_of(zero)
-        )
         submitted[name] = time.time()
-        arguments = (work, _dataset_of, f"{name}-{workers}", "bench", store, cluster, name, ENDLESS)
-        threads.append(threading.Thread(target=training.fit, args=arguments))
+        contests = contests_of(folder, name, order, rounds)
+        threads.append(threading.Thread(target=_fit, args=(folder, contests, zero, workers)))
         threads[-1].start()
-        while zero == 0 and not list(folder.glob("*/turn-*")):  # one start-up at a time
-            time.sleep(0.1)
-        _await_first(folder, name)
+        _await_began(folder, name)
     for thread in threads:
         thread.join()
     assert [process.wait() for process in started] == [0] * len(started)
-    results = {n: {b: _told(folder, b, n) for b in BATCHES} for n in order}
-    starts = {n: round(results[n][BATCHES[0]]["first"] - submitted[n], 2) for n in submitted}
-    rates = {n: {b: round(t["rate"], 1) for b, t in by.items()} for n, by in results.items()}
-    return {"samples_per_s": rates, "startup_s": starts}
+    told = {n: {b: _told(folder / str(b) / f"{n}.json") for b in BATCHES} for n in order}
+    return {
+        "samples_per_s": {
+            n: {b: round(t["rate"], 1) for b, t in by.items()} for n, by in told.items()
+        },
+        "startup_s": {n: round(told[n][BATCHES[0]]["first"] - submitted[n], 2) for n in submitted},
+    }
 
 
-def _await_first(folder: Path, name: str) -> None:
-    """Until a contestant has done its first step, so that start-ups do not share the cores."""
-    while not (folder / f"started-{name}").exists():
-        time.sleep(0.05)
+def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> None:
+    from vla_platform import training
+    from vla_platform.cluster import CLUSTERS
+    from vla_platform.store import open_store
+
+    cluster = replace(CLUSTERS["laptop"], workers=(workers, workers), cpus_per_worker=0.25)
+    name = f"ray-zero{zero}"
+    work, store = partial(ours, contests, zero), open_store(str(folder.parent / "store"))
+    training.fit(work, _dataset_of, f"{name}-{workers}", "bench", store, cluster, name, ENDLESS)
 
 
 def _dataset_of(dataset: Path, scratch: Path) -> Path:
     return dataset
 
 
-def _told(folder: Path, batch: int, name: str) -> dict[str, float]:
-    return json.loads((folder / str(batch) / f"{name}.json").read_text())
+def _await_began(folder: Path, name: str) -> None:
+    """Start-ups come one after the other."""
+    while not (folder / str(BATCHES[0]) / f"began-{name}").exists():
+        time.sleep(0.05)
+
+
+def _told(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text())
 
 
 def main() -> None:
-    raise NotImplementedError
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--contestant", nargs=6, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contestant:
+        role, rank, workers, folder, order, rounds = args.contestant
+        return contestant(role, int(rank), int(workers), Path(folder), order, int(rounds))
+    from vla_platform import session
+
+    rounds = 5 if args.quick else 20
+    with tempfile.TemporaryDirectory(prefix="vla-bench-") as name:
+        folder = Path(name)
+        os.environ["VLA_HOME"] = str(folder / "home")
+        make_dataset(folder / "dataset")
+        stored = folder / "store" / "datasets" / "bench"
+        stored.parent.mkdir(parents=True)
+        stored.symlink_to(folder / "dataset")
+        session.connect()
+        scenes = {str(w): scene(folder / str(w), w, rounds) for w in (1, 2)}
+    rows = {w: told["samples_per_s"] for w, told in scenes.items()}
+    ratios = {
+        f"{w} workers, {n}, {b}": round(rows[w][n][b] / rows[w]["bare"][b], 3)
+        for w in rows
+        for n in rows[w]
+        for b in BATCHES
+        if n != "bare"
+    }
+    two = {b: round(rows["2"]["ray-zero0"][b] / rows["1"]["ray-zero0"][b], 2) for b in BATCHES}
+    made = {
+        "to_bare": min(ratio for name, ratio in ratios.items() if "ray" in name),
+        "ratios": ratios,
+        "two_workers_to_one": two,
+        "backbone": BACKBONE,
+        "rounds": rounds,
+        "cores": len(os.sched_getaffinity(0)),
+        "workers": scenes,
+    }
+    OUT.write_text(json.dumps(made, indent=1) + "\n")
+    print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

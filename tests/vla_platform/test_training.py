@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch.distributed as dist
 from vla_platform import artifacts, curves, places, training
 from vla_platform.cluster import CLUSTERS
@@ -126,3 +127,54 @@ def test_an_error_of_the_loop_is_raised_at_once_and_not_repeated(store, tmp_path
         fit(store, "broken", partial(broken_train, tmp_path / "calls"))
     assert (tmp_path / "calls").read_text().count("called") <= 2  # once per worker
     assert artifacts.checkpoints(store, "broken") == []
+
+
+def killed_mid_step(marker: Path, job, sink):
+    """The real loop, but worker 1 dies while the others wait for it in a reduction."""
+    notice, asked = sink.notice, []
+
+    def die_at_the_third():
+        asked.append(1)
+        if dist.get_rank() == 1 and len(asked) == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return notice()
+
+    sink.notice = die_at_the_third
+    train(job, sink)
+
+
+def stuck_mid_step(marker: Path, job, sink):
+    """The real loop, but worker 1 never comes to the reduction."""
+    notice, asked = sink.notice, []
+
+    def hang_at_the_third():
+        asked.append(1)
+        if dist.get_rank() == 1 and len(asked) == 3 and not marker.exists():
+            marker.touch()
+            time.sleep(3600)
+        return notice()
+
+    sink.notice = hang_at_the_third
+    train(replace(job, engine=Engine(stall_s=5)), sink)
+
+
+@pytest.mark.full
+def test_a_worker_killed_mid_step_is_replaced(store, undisturbed, tmp_path):
+    marker = tmp_path / "killed"
+    assert digests(fit(store, "mid-step", partial(killed_mid_step, marker))) == digests(undisturbed)
+    assert marker.exists()
+
+
+@pytest.mark.full
+def test_a_stuck_step_is_ended_with_every_workers_stack_and_resumed(store, undisturbed, tmp_path):
+    marker = tmp_path / "stuck"
+    assert digests(fit(store, "stuck", partial(stuck_mid_step, marker))) == digests(undisturbed)
+    assert marker.exists()
+    logs = Path(ray.get_runtime_context().get_session_name())
+    logs = next(Path("/tmp").glob(f"rt-*/{logs}/logs"))
+    said = [path.read_text() for path in logs.glob("worker-*.err")]
+    stacks = [text for text in said if "no progress for" in text]
+    assert len(stacks) == 2  # one file per worker
+    assert any("hang_at_the_third" in text for text in stacks)
+    assert all("all_reduce" in t or "hang_at_the_third" in t for t in stacks)

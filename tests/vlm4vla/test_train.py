@@ -135,6 +135,9 @@ def test_figures_of_every_step(dataset, tmp_path):
         assert row["tokens_per_s"] > 16 * row["samples_per_s"]  # 16 image tokens and a prompt
         assert 0 <= row["data_wait_s"] <= row["step_s"]
         assert row["grad_norm"] > 0
+        errors = [row[f"error_{axis}"] for axis in ("x", "y", "z", "roll", "pitch", "yaw")]
+        assert all(0 <= error < 2 for error in errors)
+        assert row["error_x"] > row["error_roll"]  # these demonstrations never turn
     assert sink.rows[0]["lr"] == ROW.recipe.lr
 
 

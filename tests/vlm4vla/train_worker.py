@@ -1,9 +1,10 @@
 """Trainings that several processes do together over gloo, without Ray; one process when run so.
 
-python train_worker.py RANK WORKERS FOLDER: does the trainings of FOLDER/plans.json in turn.
+python -m tests.vlm4vla.train_worker RANK WORKERS FOLDER: does FOLDER/plans.json in turn.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def together(plans, folder, dataset, workers=2, seconds=200):
     described = {"dataset": str(dataset), "plans": [asdict(plan) for plan in plans]}
     (folder / "plans.json").write_text(json.dumps(described))
     (folder / "meeting").unlink(missing_ok=True)
-    command = [sys.executable, __file__]
+    command = [sys.executable, "-m", "tests.vlm4vla.train_worker"]
     started = [
         subprocess.Popen([*command, str(rank), str(workers), str(folder)], cwd=ROOT)
         for rank in range(workers)
@@ -142,9 +143,5 @@ def main(rank, workers, folder):
 
 
 if __name__ == "__main__":
-    # Run as a file, its folder is first on the path; the house is what should be.
-    sys.path[0] = str(ROOT)
-    import os
-
     os.environ["LOCAL_RANK"] = sys.argv[1]
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
