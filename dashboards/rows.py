@@ -9,15 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dashboards.archive import Archive
+from dashboards.cells import (
+    BROKEN,
+    COMPLETE,
+    UNFINISHED,
+    Cell,
+    Failure,
+    Problem,
+    tasks_of,
+)
 
 SCHEMAS = (1, 2)
 """Versions whose columns below mean the same; rows of others are shown as such."""
@@ -49,85 +57,6 @@ COLUMNS = {
 IDENTITY = ("schema", *tuple(COLUMNS)[-8:])
 """Those that all rows of a cell share with its cell.json."""
 ROWS = pa.schema(list(COLUMNS.items()))
-COMPLETE, UNFINISHED, BROKEN = "complete", "unfinished", "broken"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A stored object that cannot be trusted."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An infrastructure error that was recorded; never a result."""
-
-    key: str
-    task: str
-    initial_state: int
-    cause: str
-    message: str
-    finished: bool
-    """Whether the episode has a row after all."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """Sums over a task's episodes. wall_s, steps: totals."""
-
-    name: str
-    successes: int
-    trials: int
-    completed: int
-    steps: int
-    wall_s: float
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell as stored. fields: of its cell.json, {} when that is unreadable.
-
-    status: "complete" (compacted), "unfinished" (episodes were asked for that are not there,
-    or the study still runs), "broken" (some object cannot be trusted: it has no score).
-    """
-
-    id: str
-    fields: Mapping[str, Any]
-    status: str
-    table: pa.Table
-    tasks: tuple[Task, ...]
-    problems: tuple[Problem, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    loose: int = 0
-
-    @property
-    def successes(self) -> int:
-        return sum(task.successes for task in self.tasks)
-
-    @property
-    def trials(self) -> int:
-        return sum(task.trials for task in self.tasks)
-
-    @property
-    def unfinished_episodes(self) -> int:
-        """Episodes of which only infrastructure errors are known."""
-        return len({failure.key for failure in self.failures if not failure.finished})
-
-    def outcomes(self, chained: bool = False) -> dict[str, dict[int, float]]:
-        """task -> initial state -> outcome: success, or subtasks completed of a chain.
-
-        ValueError where one state was played twice (other seeds or instructions).
-        """
-        names = ("task", "initial_state", "completed" if chained else "success")
-        columns = [self.table[name].to_pylist() for name in names]
-        found: dict[str, dict[int, float]] = defaultdict(dict)
-        for task, state, outcome in zip(*columns, strict=True):
-            if state in found[task]:
-                raise ValueError(f"{task} #{state} was played more than once in cell {self.id}")
-            found[task][state] = float(outcome)
-        return dict(found)
 
 
 @dataclass
@@ -139,8 +68,14 @@ class _Keys:
     errors: list[str] = field(default_factory=list)
 
 
-def read_cells(archive: Archive) -> list[Cell]:
-    """Every cell of the store, by id."""
+Known = dict[str, tuple[list[str], Cell]]
+"""Cells read before, with their keys: nothing under a key ever changes, so equal keys are
+equal cells."""
+
+
+def read_cells(archive: Archive, known: Known | None = None) -> list[Cell]:
+    """Every cell of the store, by id; those in `known` only where there is something new."""
+    known = {} if known is None else known
     by_cell: dict[str, _Keys] = defaultdict(_Keys)
     for key in archive.list("cells"):
         parts = key.split("/")
@@ -151,8 +86,15 @@ def read_cells(archive: Archive) -> list[Cell]:
             keys.errors.append(key)
         elif parts[2].startswith("cell-"):
             keys.compacted.append(key)
-    cells = sorted(by_cell.items())
-    return list(archive.map(lambda cell: _read_cell(archive, *cell), cells))
+
+    def read(cell: tuple[str, _Keys]) -> Cell:
+        name, keys = cell
+        every = [*keys.compacted, *keys.loose, *keys.errors]
+        if name not in known or known[name][0] != every:
+            known[name] = every, _read_cell(archive, name, keys)
+        return known[name][1]
+
+    return list(archive.map(read, sorted(by_cell.items())))
 
 
 def _read_cell(archive: Archive, name: str, keys: _Keys) -> Cell:
@@ -170,7 +112,7 @@ def _read_cell(archive: Archive, name: str, keys: _Keys) -> Cell:
     status = BROKEN if problems else COMPLETE
     if not problems and (not compacted or left or any(not f.finished for f in failures)):
         status = UNFINISHED
-    return Cell(name, fields, status, table, _tasks(table), tuple(problems), failures, len(left))
+    return Cell(name, fields, status, table, tasks_of(table), tuple(problems), failures, len(left))
 
 
 def _describe(archive: Archive, name: str, problems: list[Problem]) -> dict[str, Any]:
@@ -275,29 +217,3 @@ def _failure(data: bytes, finished: set[str]) -> Failure:
         )
     except (KeyError, TypeError, ValueError):
         return Failure("?", "?", -1, "unreadable", "this error record cannot be read", False)
-
-
-def _tasks(table: pa.Table) -> tuple[Task, ...]:
-    sums = table.group_by("task", use_threads=False).aggregate(
-        [(name, "sum") for name in ("success", "completed", "steps", "wall_s")] + [("key", "count")]
-    )
-    rows: Sequence[dict[str, Any]] = sums.sort_by("task").to_pylist()
-    return tuple(
-        Task(
-            row["task"],
-            int(row["success_sum"]),
-            row["key_count"],
-            row["completed_sum"],
-            row["steps_sum"],
-            row["wall_s_sum"],
-        )
-        for row in rows
-    )
-
-
-def span(cell: Cell) -> tuple[float, float] | None:
-    """When the cell's first and last episodes finished (seconds since 1970), None if none did."""
-    if not cell.trials:
-        return None
-    times = cell.table["finished_at"].to_numpy()
-    return float(np.min(times)), float(np.max(times))

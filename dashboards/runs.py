@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dashboards.archive import Archive
-from dashboards.rows import BROKEN, UNFINISHED, Cell, Problem, read_cells
+from dashboards.cells import BROKEN, UNFINISHED, Cell, Problem
+from dashboards.rows import Known, read_cells
 
 LONGEST_CURVE = 400
 """Points kept of a curve: more than a screen shows, and a page stays small."""
@@ -99,9 +100,9 @@ class _Parts:
     metrics: list[str] = field(default_factory=list)
 
 
-def read_study(archive: Archive) -> Study:
-    """Read the whole store, rows included."""
-    cells = read_cells(archive)
+def read_study(archive: Archive, known: Known | None = None) -> Study:
+    """Read the whole store, rows included; `known` as for `read_cells`."""
+    cells = read_cells(archive, known)
     by_policy: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_policy[str(cell.fields.get("policy", ""))].append(cell)

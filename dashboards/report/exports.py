@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 
+from dashboards.cells import Cell
 from dashboards.report.entries import SHOWN, Line, TableView
 from dashboards.report.scores import RunScore
-from dashboards.rows import Cell
 from vlm4vla.analysis import Estimate
 
 HEADING = ("row", "column", "paper", "ours", "difference", "larger than noise", "status")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dashboards.cells import BROKEN, UNFINISHED, Cell, span
 from dashboards.report.entries import TableView
 from dashboards.report.figures import how
 from dashboards.report.scores import OWN, RunScore, conditions, outcomes
-from dashboards.rows import BROKEN, UNFINISHED, Cell, span
 from dashboards.runs import Run, Study
 from vlm4vla.analysis import Estimate, wilson
 from vlm4vla.compare import CHAIN, MISSING, chained, scaled, unit

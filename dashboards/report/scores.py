@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dashboards.rows import BROKEN as CELL_BROKEN
-from dashboards.rows import UNFINISHED as CELL_UNFINISHED
-from dashboards.rows import Cell
+from dashboards.cells import BROKEN as CELL_BROKEN
+from dashboards.cells import UNFINISHED as CELL_UNFINISHED
+from dashboards.cells import Cell
 from dashboards.runs import Run
 from vlm4vla.analysis import Estimate, wilson
 from vlm4vla.compare import (
