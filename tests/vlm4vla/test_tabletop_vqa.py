@@ -61,7 +61,7 @@ CAPTION = {"red <cell09>", "blue <cell60>", "gripper <cell36>"}
 def test_answers_on_a_literal_scene():
     rng = np.random.default_rng(0)
     asked = [ask(rng, SCENE) for _ in range(1500)]
-    answers = {q.text: q.answer for q in asked if q.kind != "describe"}
+    answers = {q.text: q.answer for q in asked if q.kind not in ("describe", "mention")}
     assert answers == ANSWERS
 
 
@@ -73,6 +73,16 @@ def test_captions_name_everything_in_any_order():
         words = answer.split()
         pairs = zip(words[::2], words[1::2], strict=True)
         assert {" ".join(pair) for pair in pairs} == CAPTION
+
+
+def test_any_sentence_that_names_a_block_points_at_it():
+    rng = np.random.default_rng(0)
+    asked = [ask(rng, SCENE, "mention") for _ in range(50)]
+    assert len({q.text for q in asked}) > 40
+    for question in asked:
+        colour = "red" if "the red block" in question.text else "blue"
+        assert f"the {colour} block" in question.text
+        assert question.answer == ANSWERS[f"where is the {colour} block"]
 
 
 def test_a_held_block_is_named():

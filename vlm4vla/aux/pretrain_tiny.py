@@ -38,18 +38,16 @@ class Plan:
     """How long and how fast. Steps count batches of `batch` pictures, one question each.
 
     captions: steps that see captions alone, at the start. matrix_lr: Muon's, for hidden
-    matrices. lr: AdamW's, for embeddings, norms and biases. patch_lr: AdamW's for the patch
-    embedding, whose weights are so small (1 / sqrt(2352)) that at `lr` it never settles.
-    decay: share of the steps, at the end, over which all fall to zero. gate: accuracy on
-    pointing questions below which another seed is tried, at most `tries` times.
+    matrices. lr: AdamW's, for embeddings, norms and biases. decay: share of the steps, at the
+    end, over which both fall to zero. gate: accuracy on pointing questions below which another
+    seed is tried, at most `tries` times.
     """
 
-    steps: int = 4000
+    steps: int = 3000
     captions: int = 600
     batch: int = 64
     matrix_lr: float = 1e-2
     lr: float = 4e-3
-    patch_lr: float = 4e-4
     warmup: int = 50
     decay: float = 0.5
     gate: float = 0.85
@@ -118,11 +116,9 @@ def optimisers_of(policy: VlmPolicy, plan: Plan) -> tuple[torch.optim.Optimizer,
     """
     named = dict(policy.vlm.named_parameters())
     matrices = {name: p for name, p in named.items() if is_hidden_matrix(name, p)}
-    patches = {name: p for name, p in named.items() if "patch_embed" in name and p.ndim > 2}
-    rest = [p for name, p in named.items() if name not in {*matrices, *patches}]
+    rest = [p for name, p in named.items() if name not in matrices]
     muon = Muon(matrices.values(), lr=plan.matrix_lr, weight_decay=0.01)
     adam = torch.optim.AdamW(rest, lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    adam.add_param_group({"params": list(patches.values()), "lr": plan.patch_lr})
     return muon, adam
 
 

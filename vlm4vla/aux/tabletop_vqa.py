@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.tabletop import COLOURS, HEIGHT, TABLE, TRAY_DEPTH, Scene
+from vlm4vla.tokenizers import TINY_WORDS
 
 GRID = 8
 LINES = (-0.15, -0.08, -0.03, 0.0, 0.03, 0.08, 0.15)
@@ -113,6 +114,17 @@ def _point(rng: np.random.Generator, scene: Scene) -> Question:
     return Question("point", f"where is the {colour} block", place)
 
 
+def _mention(rng: np.random.Generator, scene: Scene) -> Question:
+    """Any words around one block: its place. Teaches that sentences are about what they name.
+
+    Without these a model points only when asked "where", and not when told what to do.
+    """
+    colour = _colour(rng, scene, present=1.0)
+    before, after = (rng.choice(_OTHER_WORDS, rng.integers(4)) for _ in range(2))
+    text = " ".join([*before, f"the {colour} block", *after])
+    return Question("mention", text, cell(_block(scene, colour)))
+
+
 def _gripper(rng: np.random.Generator, scene: Scene) -> Question:
     return Question("gripper", "where is the gripper", cell(scene.gripper))
 
@@ -178,6 +190,7 @@ def _way(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 _SIDES = (("left", "right"), ("below", "above"))
+_OTHER_WORDS = tuple(word for word in TINY_WORDS if word not in COLOURS)
 
 
 def _colour(rng: np.random.Generator, scene: Scene, present: float) -> str:
@@ -196,16 +209,17 @@ def _yes(holds: bool) -> str:
 
 
 KINDS: Mapping[str, tuple[Callable[[np.random.Generator, Scene], Question], float]] = {
-    "describe": (_describe, 0.2),
-    "point": (_point, 0.18),
-    "offset": (_offset, 0.24),
-    "gripper": (_gripper, 0.05),
-    "name": (_name, 0.1),
+    "describe": (_describe, 0.17),
+    "point": (_point, 0.15),
+    "mention": (_mention, 0.25),
+    "offset": (_offset, 0.06),
+    "gripper": (_gripper, 0.14),
+    "name": (_name, 0.05),
     "exists": (_exists, 0.03),
-    "closed": (_closed, 0.05),
-    "held": (_held, 0.03),
-    "height": (_height, 0.05),
-    "side": (_side, 0.03),
+    "closed": (_closed, 0.03),
+    "held": (_held, 0.02),
+    "height": (_height, 0.04),
+    "side": (_side, 0.02),
     "way": (_way, 0.03),
     "tray": (_tray, 0.01),
 }

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from vlm4vla.tiny import FAINTNESS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -216,6 +218,11 @@ def normal_(parameter: Tensor, std: float) -> None:
 def fan_in_(parameter: Tensor) -> None:
     """Normal values that keep a unit-variance input at unit variance."""
     normal_(parameter, parameter[0].numel() ** -0.5)
+
+
+def patches_(parameter: Tensor) -> None:
+    """The same for the faint pixels of tiny models."""
+    normal_(parameter, FAINTNESS * parameter[0].numel() ** -0.5)
 
 
 def tiny_linear_init(vlm: nn.Module) -> None:

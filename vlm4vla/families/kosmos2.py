@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
-from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
+from vlm4vla.families.base import (
+    Family,
+    Inputs,
+    Template,
+    fan_in_,
+    normal_,
+    patches_,
+    tiny_linear_init,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +85,7 @@ class Kosmos2(Family):
         tiny_linear_init(vlm.get_submodule("text_model"))
         for name, parameter in vlm.named_parameters():
             if name.endswith("patch_embedding.weight"):
-                fan_in_(parameter)
+                patches_(parameter)
             elif name.endswith("position_embedding.weight"):
                 # Latents find places by these alone; fainter ones drown in the patches' colours.
                 normal_(parameter, 1.0)

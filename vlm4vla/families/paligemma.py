@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
+from vlm4vla.families.base import Family, Inputs, Template, normal_, patches_, tiny_linear_init
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +76,7 @@ class PaliGemma(Family):
         tiny_linear_init(vlm.get_submodule("model.multi_modal_projector"))
         for name, parameter in vlm.named_parameters():
             if name.endswith("patch_embedding.weight"):
-                fan_in_(parameter)
+                patches_(parameter)
             elif name.endswith("position_embedding.weight"):
                 normal_(parameter, 1.0)
             elif name.endswith("embed_tokens.weight"):

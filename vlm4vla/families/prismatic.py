@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
+from vlm4vla.families.base import (
+    Family,
+    Inputs,
+    Template,
+    fan_in_,
+    normal_,
+    patches_,
+    tiny_linear_init,
+)
 from vlm4vla.families.fused_vision import FusedTowers
 
 if TYPE_CHECKING:
@@ -159,7 +167,8 @@ class PrismaticFamily(Family):
         tiny_linear_init(vlm)
         for name, parameter in vlm.named_parameters():
             if name.endswith("patch_embed.proj.weight"):
-                fan_in_(parameter)
+                # DINOv2's pixels have unit variance whatever the row says.
+                (patches_ if "fused" in name else fan_in_)(parameter)
             elif name.endswith("pos_embed"):
                 normal_(parameter, 0.25)
             elif name.endswith("embed_tokens.weight"):

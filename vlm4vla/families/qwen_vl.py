@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from vlm4vla.families.base import Family, Inputs, Template, fan_in_, normal_, tiny_linear_init
+from vlm4vla.families.base import Family, Inputs, Template, normal_, patches_, tiny_linear_init
 from vlm4vla.families.packed_attention import use_packed_attention, vision_plan
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class QwenVL(Family):
         tiny_linear_init(vlm)
         for name, parameter in vlm.named_parameters():
             if name.endswith("patch_embed.proj.weight"):
-                fan_in_(parameter)
+                patches_(parameter)
             elif name.endswith("pos_embed.weight"):
                 normal_(parameter, 0.25)
             elif name.endswith("embed_tokens.weight"):
