@@ -108,6 +108,7 @@ def measure(
         wall = time.perf_counter() - began
         after = processor_seconds()
     rows = check(store, score, tally)
+    spent = sum(after.values()) - sum(before.values())
     return {
         "environments": environments,
         "ratio": rounds * CHUNKS * CHUNK_S / wall,
@@ -117,6 +118,8 @@ def measure(
         "wall_s": wall,
         "memory_left_gb": memory[0],
         **waits(rows),
+        "cores_in_all": spent / wall,
+        "cpu_ms_per_chunk": 1e3 * spent / (rounds * CHUNKS * environments),
         **{f"cores_{group}": (after[group] - before[group]) / wall for group in before},
     }
 
@@ -202,7 +205,8 @@ def line(result: dict[str, float]) -> str:
     return (
         f"{result['environments']:>5.0f} environments: {100 * result['ratio']:.1f}% of the ideal "
         f"rate, {result['chunks_per_s']:.0f} chunks/s, "
-        f"{result['chunk_wait_ms']:.0f} ms a chunk above {CHUNK_S:g} s; cores: {spent}"
+        f"{result['chunk_wait_ms']:.0f} ms a chunk above {CHUNK_S:g} s, "
+        f"{result['cpu_ms_per_chunk']:.1f} ms of processor each; cores: {spent}"
     )
 
 
