@@ -23,18 +23,20 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import train_turns
+from train_turns import Dropped, Over, TakingTurns, Turns
 
 from envs import tabletop
 from envs.benchmarks import benchmark
 from envs.experts.tabletop import demonstrate
-from vlm4vla.batches import Batch, Batches
+from vlm4vla.batches import Batches
 from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import Engine, Loss
@@ -52,88 +54,6 @@ WARM_UP = 3
 ENDLESS = 100_000
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=()))
-
-
-@dataclass
-class Turns:
-    """Whose turn it is: a contest's folder says so. Worker 0 of each contestant keeps times."""
-
-    folder: Path
-    name: str
-    order: tuple[str, ...]
-    rounds: int
-
-    def __post_init__(self) -> None:
-        self.samples, self.seconds, self.round, self.began, self.first = 0, 0.0, 0, 0.0, 0.0
-
-    def begin(self) -> None:
-        """The first step is done; wait until everybody's is, and for the first turn."""
-        self.first = time.time()
-        (self.folder / f"began-{self.name}").touch()
-        while len(list(self.folder.glob("began-*"))) < len(self.order):
-            time.sleep(0.02)
-        self._await()
-
-    def end(self, samples: int) -> None:
-        """A turn of so many samples is over; after the last one the result is written."""
-        if self.round:
-            self.samples += samples
-            self.seconds += time.monotonic() - self.began
-        self.round += 1
-        (self.folder / f"turn-{self._number() - len(self.order) + 1}").touch()
-        if self.round <= self.rounds:
-            return self._await()
-        told = {"rate": self.samples / self.seconds, "first": self.first}
-        (self.folder / f"{self.name}.json").write_text(json.dumps(told))
-
-    def _number(self) -> int:
-        return self.round * len(self.order) + self.order.index(self.name)
-
-    def _await(self) -> None:
-        number = self._number()
-        while number and not (self.folder / f"turn-{number}").exists():
-            time.sleep(0.005)
-        self.began = time.monotonic()
-
-
-class Over(Exception):
-    """Every turn has been taken."""
-
-
-class TakingTurns:
-    """A sink around another that ends a turn whenever the workers bring their figures together."""
-
-    def __init__(self, sink: Any, turns: Turns, batch: int) -> None:
-        self.sink, self.turns, self.batch = sink, turns, batch
-        self.asked = self.steps = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sink, name)
-
-    def candidates(self) -> list[int]:
-        return []
-
-    def report(self, rows: list[dict[str, float]]) -> None:
-        self.steps += len(rows)
-        self.sink.report(rows)
-
-    def notice(self) -> bool:
-        """Every worker comes here; those but the first then wait for it in their reduction."""
-        self.asked += 1
-        if dist.get_rank() == 0:
-            self.turns.begin() if self.asked == 1 else self.turns.end(self.steps * self.batch)
-        self.steps = 0
-        if self.asked == self.turns.rounds + 2:
-            raise Over
-        return False
-
-
-class Dropped:
-    """Where our loop alone sends what it writes."""
-
-    def publish(self, part: object) -> None: ...
-    def commit(self, part: object) -> None: ...
-    def report(self, rows: object) -> None: ...
 
 
 def run_of(batch: int) -> Run:
@@ -158,7 +78,11 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
     for step, (part,) in batches.steps(0, ENDLESS):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(job, step)
-        _step(module, part, optimiser, parameters)
+        loss, _ = module(part.inputs, part.actions, part.mask)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
         left -= 1
         if left == 0:
             turn = (
@@ -169,14 +93,6 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
                 turns.begin() if step < WARM_UP else turns.end(turn * batch)
             if step >= WARM_UP + turn * (turns.rounds + 1) - 1:
                 return
-
-
-def _step(module: torch.nn.Module, part: Batch, optimiser: Any, parameters: list[Any]) -> None:
-    loss, _ = module(part.inputs, part.actions, part.mask)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
 
 
 def _steps_of_a_turn(pace: float) -> int:
@@ -249,7 +165,10 @@ def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     assert [process.wait() for process in started] == [0] * len(started)
-    told = {n: {b: _told(folder / str(b) / f"{n}.json") for b in BATCHES} for n in order}
+    told = {
+        n: {b: json.loads((folder / str(b) / f"{n}.json").read_text()) for b in BATCHES}
+        for n in order
+    }
     return {
         "samples_per_s": {
             n: {b: round(t["rate"], 1) for b, t in by.items()} for n, by in told.items()
@@ -259,28 +178,23 @@ def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
 
 
 def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> None:
+    import ray
     from vla_platform import training
     from vla_platform.cluster import CLUSTERS
     from vla_platform.store import open_store
 
     cluster = replace(CLUSTERS["laptop"], workers=(workers, workers), cpus_per_worker=0.25)
+    ray.cloudpickle.register_pickle_by_value(train_turns)  # workers do not find this folder
     name = f"ray-zero{zero}"
     work, store = partial(ours, contests, zero), open_store(str(folder.parent / "store"))
-    training.fit(work, _dataset_of, f"{name}-{workers}", "bench", store, cluster, name, ENDLESS)
-
-
-def _dataset_of(dataset: Path, scratch: Path) -> Path:
-    return dataset
+    dataset_of = lambda dataset, scratch: dataset  # noqa: E731
+    training.fit(work, dataset_of, f"{name}-{workers}", "bench", store, cluster, name, ENDLESS)
 
 
 def _await_began(folder: Path, name: str) -> None:
     """Start-ups come one after the other."""
     while not (folder / str(BATCHES[0]) / f"began-{name}").exists():
         time.sleep(0.05)
-
-
-def _told(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -305,10 +219,10 @@ def main() -> None:
         scenes = {str(w): scene(folder / str(w), w, rounds) for w in (1, 2)}
     rows = {w: told["samples_per_s"] for w, told in scenes.items()}
     ratios = {
-        f"{w} workers, {n}, {b}": round(rows[w][n][b] / rows[w]["bare"][b], 3)
+        f"{w} workers, {n}, {b}": round(rate / rows[w]["bare"][b], 3)
         for w in rows
-        for n in rows[w]
-        for b in BATCHES
+        for n, by in rows[w].items()
+        for b, rate in by.items()
         if n != "bare"
     }
     two = {b: round(rows["2"]["ray-zero0"][b] / rows["1"]["ray-zero0"][b], 2) for b in BATCHES}
