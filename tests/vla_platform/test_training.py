@@ -42,6 +42,7 @@ def dying_train(marker: Path, job, sink):
 
 def terminated_train(marker: Path, job, sink):
     """The real loop, but after step 1 worker 1 is told that its machine is taken away."""
+    training.ASK_EVERY = 1  # so that so short a training asks Ray too
     notice, asked = sink.notice, []
 
     def notice_after_sigterm():
