@@ -42,6 +42,8 @@ def machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": model.strip(),
         "cores": os.cpu_count(),
+        "cores_used": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from envs.api import Benchmark, as_json
 from envs.process import interpreter_for
@@ -14,6 +17,29 @@ from envs.process import interpreter_for
 ROOT = Path(__file__).resolve().parents[2]
 Share = list[tuple[str, int]]
 """Episodes of one process: (task, initial state)."""
+
+
+class Rate(NamedTuple):
+    """Control steps, and the seconds of wall and of processor time that they took."""
+
+    steps: int
+    wall_s: float
+    cpu_s: float
+
+
+def pooled(rates: Sequence[Rate]) -> Rate:
+    """Several rounds as one."""
+    return Rate(*(sum(column) for column in zip(*rates, strict=True)))
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time so far of a process and its children; 0 when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(sum(each.cpu_times()[:2]) for each in family)
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def prepared_environment() -> dict[str, str]:
@@ -60,8 +86,9 @@ class Loops:
             process.kill()
             process.wait()
 
-    def measure(self, trials: int, horizon: int) -> float:
-        """Control steps per second of all together, started at the same moment."""
+    def measure(self, trials: int, horizon: int) -> Rate:
+        """All together, started at the same moment."""
+        before = sum(processor_seconds(process.pid) for process in self.running)
         parts = shares(self.row.tasks, trials, len(self.running))
         for process, share in zip(self.running, parts, strict=True):
             assert process.stdin is not None
@@ -71,7 +98,9 @@ class Loops:
             json.loads(self._read(process, lambda line: line.startswith("{")))
             for process in self.running
         ]
-        return sum(a["steps"] for a in answers) / max(a["seconds"] for a in answers)
+        spent = sum(processor_seconds(process.pid) for process in self.running) - before
+        steps = sum(answer["steps"] for answer in answers)
+        return Rate(steps, max(answer["seconds"] for answer in answers), spent)
 
     def _read(self, process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
         """The next line that is wanted: simulators print what they like."""

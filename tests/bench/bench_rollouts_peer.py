@@ -20,7 +20,7 @@ from typing import Any
 
 from vla_platform.places import home
 
-from tests.bench.bench_rollouts_bare import prepared_environment
+from tests.bench.bench_rollouts_bare import prepared_environment, processor_seconds
 
 HERE = Path(__file__).resolve().parent
 PEER = "0.8.0"
@@ -56,12 +56,13 @@ def config(port: int, suite: str, tasks: int, episodes: int, steps: int, out: Pa
 
 
 @contextmanager
-def model_server(python: Path, port: int, horizon: int, notes: Path) -> Iterator[None]:
+def model_server(python: Path, port: int, horizon: int, notes: Path) -> Iterator[int]:
+    """The server's process id while it runs."""
     arguments = [str(HERE / "bench_rollouts_server.py"), str(port), str(horizon), str(notes)]
     server = subprocess.Popen([python, *arguments])
     try:
         _await(f"http://127.0.0.1:{port}/health", server)
-        yield
+        yield server.pid
     finally:
         server.kill()
         server.wait()
@@ -86,12 +87,13 @@ def measure(
         text = config(port, suite, tasks, episodes, steps, folder / "results")
         (folder / "config.yaml").write_text(text)
         notes = folder / "notes.jsonl"
-        with model_server(python, port, horizon, notes):
-            _run_shards(python, folder, shards)
-        return summary([json.loads(line) for line in notes.read_text().splitlines()])
+        with model_server(python, port, horizon, notes) as server:
+            spent = _run_shards(python, folder, shards, server, notes)
+        return summary(_read(notes), spent)
 
 
-def _run_shards(python: Path, folder: Path, shards: int) -> None:
+def _run_shards(python: Path, folder: Path, shards: int, server: int, notes: Path) -> float:
+    """Runs them to their end; processor seconds of all since every shard had begun an episode."""
     environment = prepared_environment()
     command = [str(python.with_name("vla-eval")), "run", "--no-docker", "--yes", "--config"]
     command += [str(folder / "config.yaml"), "--num-shards", str(shards), "--eval-id", "bench"]
@@ -106,15 +108,35 @@ def _run_shards(python: Path, folder: Path, shards: int) -> None:
                 )
             )
     try:
+        spent = _watch([server, *(process.pid for process in running)], running, notes)
         for process, log in zip(running, logs, strict=True):
             if process.wait():
                 raise RuntimeError(f"a shard of the peer failed: …{log.read_text()[-1500:]}")
     finally:
         for process in running:
             process.kill()
+    return spent
 
 
-def summary(notes: list[dict[str, Any]]) -> dict[str, Any]:
+def _watch(pids: list[int], running: list[subprocess.Popen[bytes]], notes: Path) -> float:
+    """Sampled, because a process that has ended no longer says what it used."""
+    first: float | None = None
+    known = dict.fromkeys(pids, 0.0)
+    while any(process.poll() is None for process in running):
+        known = {pid: max(before, processor_seconds(pid)) for pid, before in known.items()}
+        if first is None and len({note["shard"] for note in _read(notes)}) == len(running):
+            first = sum(known.values())
+        time.sleep(0.2)
+    return sum(known.values()) - (first or 0.0)
+
+
+def _read(notes: Path) -> list[dict[str, Any]]:
+    """Whole lines so far."""
+    lines = notes.read_text().split("\n")[:-1] if notes.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def summary(notes: list[dict[str, Any]], spent: float) -> dict[str, Any]:
     """Each shard from the start of its first episode to the end of its last; rates added up."""
     rate, steps, episodes = 0.0, 0, 0
     for shard in {note["shard"] for note in notes}:
@@ -123,7 +145,13 @@ def summary(notes: list[dict[str, Any]]) -> dict[str, Any]:
         span = ended[-1]["at"] - mine[0]["at"]
         rate += sum(note["steps"] for note in ended) / span
         steps, episodes = steps + sum(note["steps"] for note in ended), episodes + len(ended)
-    return {"steps_per_s": rate, "episodes": episodes, "steps": steps, "version": PEER}
+    return {
+        "steps_per_s": rate,
+        "steps_per_cpu_s": steps / spent,
+        "episodes": episodes,
+        "steps": steps,
+        "version": PEER,
+    }
 
 
 def _free_port() -> int:
