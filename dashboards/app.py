@@ -138,10 +138,11 @@ def _leaderboard(scores: Sequence[RunScore]) -> None:
     with ui.row().classes("items-center"):
         text = ui.input("filter").props("clearable dense")
         names = sorted({row["benchmark"] for row in rows})
-        chosen = ui.select(["all", *names], value="all", label="benchmark").props("dense")
-        state = ui.select(
-            ["all", *sorted({row["status"] for row in rows})], value="all", label="status"
-        ).props("dense")
+        states = sorted({row["status"] for row in rows})
+        chosen, state = (
+            ui.select(["all", *choices], value="all", label=label).props("dense").classes("w-36")
+            for label, choices in (("benchmark", names), ("status", states))
+        )
         button = ui.button("Compare the two chosen runs")
     table = ui.table(
         columns=STATUS_COLUMNS, rows=rows, row_key="id", selection="multiple", pagination=25
@@ -194,7 +195,9 @@ def _comparison(live: Live, a: RunScore, b: RunScore) -> None:
     with ui.row():
         for letter, one, cells in zip("AB", (a, b), choices, strict=True):
             label = f"{letter}: {one.run.name} {how(one.run)}"
-            selects.append(ui.select(list(cells), value=next(iter(cells)), label=label))
+            selects.append(
+                ui.select(list(cells), value=next(iter(cells)), label=label).classes("w-72")
+            )
     said = ui.label().classes("text-lg")
     kind = ui.toggle(KINDS, value="only A")
     films = ui.row()

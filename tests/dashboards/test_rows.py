@@ -10,7 +10,8 @@ from vla_platform.rows import SCHEMA as LEDGER_SCHEMA
 from vla_platform.rows import encode_row
 
 from dashboards.archive import ArchiveError, open_archive
-from dashboards.rows import BROKEN, COLUMNS, COMPLETE, SCHEMAS, UNFINISHED, read_cells
+from dashboards.cells import BROKEN, COMPLETE, UNFINISHED
+from dashboards.rows import COLUMNS, SCHEMAS, read_cells
 from dashboards.runs import read_study, thin
 from tests.dashboards.builder import Builder, made, share
 from vlm4vla.run import Run
