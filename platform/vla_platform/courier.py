@@ -22,6 +22,9 @@ from vla_platform.inference import checked
 from vla_platform.remote import Lines, PolicyUnavailableError, Remote
 
 GATHER_S = 0.003
+GATHER_SHARE = 0.1
+"""Company is awaited no longer than GATHER_S and this share of what the last call took: beside
+a quick policy, waiting costs more than the calls it saves."""
 
 
 class Question(NamedTuple):
@@ -37,6 +40,7 @@ class Courier:
         self.replica, self.slots, self.timeout = replica, slots, timeout
         self.lines = Lines()
         self.waiting: queue.Queue[Question] = queue.Queue()
+        self.lasted = 0.0
         threading.Thread(target=self._serve, daemon=True).start()
 
     def act(
@@ -66,14 +70,16 @@ class Courier:
     def _serve(self) -> None:
         while True:
             found = [self.waiting.get()]
-            deadline = time.monotonic() + GATHER_S
+            deadline = time.monotonic() + min(GATHER_S, GATHER_SHARE * self.lasted)
             while len(found) < self.slots and (left := deadline - time.monotonic()) > 0:
                 try:
                     found.append(self.waiting.get(timeout=left))
                 except queue.Empty:
                     break
+            began = time.monotonic()
             for checkpoint in dict.fromkeys(item.checkpoint for item in found):
                 self._ask(checkpoint, [item for item in found if item.checkpoint == checkpoint])
+            self.lasted = time.monotonic() - began
 
     def _ask(self, checkpoint: Checkpoint, questions: Sequence[Question]) -> None:
         """One call for all; if it fails, one for each, so that nobody pays for their company."""
