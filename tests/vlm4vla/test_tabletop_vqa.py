@@ -141,8 +141,7 @@ def test_full_rows_are_refused():
         pretrain_tiny.pretrain("paligemma-1")
 
 
-# Kosmos-2's first weights still point badly, and two architectures have none yet.
-@pytest.mark.parametrize("architecture", ["paligemma-1", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("architecture", ["kosmos-2", "paligemma-1", "qwen2.5-vl", "qwen3-vl"])
 def test_shipped_weights_point(architecture):
     name = TINY[architecture]
     assert tiny_file(BACKBONES[name]).stat().st_size <= 1_000_000
