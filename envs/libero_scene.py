@@ -52,6 +52,8 @@ class Scene:
         self._control = _construct(bddl, self.cameras, size)
         self.env = self._control.env
         self._physics = contextlib.nullcontext() if hard else _LeanPhysics(self.env.sim)
+        for robot in () if hard else self.env.robots:
+            _settle_limits(robot)
         # Constructing and the evaluators' hard reset each register the samplers of drawers and
         # knobs, so theirs are drawn twice; the same random stream needs ours twice too.
         if not hard:
@@ -202,6 +204,13 @@ class _LeanPhysics:
         """Whether positions and velocities are those of the last call, in this control step."""
         seen, self._seen = self._seen, tuple(part.tobytes() for part in self._state)
         return self._inside and seen == self._seen
+
+
+def _settle_limits(robot: Any) -> None:
+    """Make constants of what robosuite derives from its model three times in every substep."""
+    names = ("action_limits", "action_dim", "torque_limits")
+    constants = {name: getattr(robot, name) for name in names}
+    robot.__class__ = type(type(robot).__name__, (type(robot),), constants)
 
 
 def _construct(bddl: str, cameras: Tuple[str, ...], size: int) -> Any:
