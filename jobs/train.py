@@ -72,8 +72,8 @@ def main() -> int:
         session.connect()
         job = partial(make_job, run, row, Engine(**cluster.engine()), args.untrained)
         found = training.fit(train, job, run.id(row), dataset, store, cluster, name, run.steps)
-    last = curves.read(store, run.id(row))[-1]
-    print(", ".join(f"{figure} {last[figure]:.4g}" for figure in SHOWN))
+    last = (curves.read(store, run.id(row)) or [{}])[-1]
+    print(", ".join(f"{figure} {last[figure]:.4g}" for figure in SHOWN if figure in last))
     for checkpoint in found:
         print(f"step {checkpoint.step}: {store.url}/{checkpoint.prefix} {checkpoint.digest[:12]}")
     rows = [{"run": c.run, "step": c.step, "digest": c.digest, "key": c.prefix} for c in found]

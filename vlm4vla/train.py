@@ -30,6 +30,7 @@ from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import DTYPES, Engine, accumulation, start, update
 from vlm4vla.figures import Figures, Row, peak_flops
 from vlm4vla.policies import VlmPolicy, build_policy
+from vlm4vla.prompts import to_device
 from vlm4vla.publisher import Publisher
 from vlm4vla.run import Run
 from vlm4vla.watchdog import Watchdog
@@ -168,7 +169,7 @@ class _Trainer:
         clip, device = self.policy.recipe.clip_norm, self.engine.device
         total = torch.zeros(())
         for part in batch:
-            inputs = {name: tensor.to(device) for name, tensor in part.inputs.items()}
+            inputs = to_device(part.inputs, device)
             loss, metrics = self.engine(inputs, part.actions.to(device), part.mask.to(device))
             self.engine.backward(loss * part.weight)
             norm = update(self.engine, self.job.engine, clip)
