@@ -162,7 +162,7 @@ def running(url, *more, **environment):
     mine = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST")}
     process = subprocess.Popen(command, env={**mine, **environment})
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while status(f"http://127.0.0.1:{port}/") is None:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.3)
