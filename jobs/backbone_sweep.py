@@ -14,21 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from vla_platform import cli
-from vla_platform.cluster import CLUSTERS, Cluster
+from vla_platform.cluster import CLUSTERS
 from vla_platform.demos import Demonstrations
 from vla_platform.spread import spread_lines
-from vla_platform.sweep import Science, Sweep, Training, Trials
+from vla_platform.sweep import Sweep, Trials
 from vla_platform.tables import rows_of, score_table
+from vla_platform.trial import Setting, training_of
 
-from envs.api import Benchmark
 from envs.benchmarks import benchmark, wrong_instruction
-from vlm4vla.analysis import wilson
+from vlm4vla import science
 from vlm4vla.backbones import backbone, full_rows
-from vlm4vla.data.dataset import build_manifest, encode_shard
-from vlm4vla.export import load_policy
 from vlm4vla.policies import POLICIES
 from vlm4vla.run import POLICY_KINDS, Run
-from vlm4vla.train import Engine, make_job, train
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ PRESETS = {
     "laptop": Preset(("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop", True),
     "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10", False),
 }
-SCIENCE = Science(train, load_policy, encode_shard, build_manifest)
 
 
 def arguments() -> cli.argparse.Namespace:
@@ -91,14 +87,13 @@ def main() -> int:
         args.videos,
         args.repeats,
     )
-    with Sweep(store, row, cluster, SCIENCE, partial(print, flush=True)) as sweep:
-        dataset = demonstrations.id(row, sweep.fingerprint)
-        runs = [
-            training(args, name, kind, row, dataset, cluster, preset.untrained)
-            for name, kind in itertools.product(names, args.policies)
-        ]
-        report = sweep.run(runs, demonstrations, trials)
-    rows = rows_of(sweep.ledger, report.results, wilson)
+    with Sweep(store, row, cluster, science, partial(print, flush=True)) as sweep:
+        setting = sweep.setting(demonstrations, trials)
+        chosen = itertools.product(names, args.policies)
+        runs = [run_of(args, name, kind, setting) for name, kind in chosen]
+        trainings = [training_of(setting, run, preset.untrained) for run in runs]
+        report = sweep.run(trainings, setting, trials)
+    rows = rows_of(sweep.ledger, report.results, science.wilson)
     cli.write_json(args.json, rows)
     print(
         f"\nSuccess with 95% Wilson intervals, executing {trials.horizon} of {row.chunk} actions\n"
@@ -113,20 +108,9 @@ def main() -> int:
     return 1 if report.errors else 0
 
 
-def training(
-    args: cli.argparse.Namespace,
-    name: str,
-    kind: str,
-    row: Benchmark,
-    dataset: str,
-    cluster: Cluster,
-    untrained: bool,
-) -> Training:
+def run_of(args: cli.argparse.Namespace, name: str, kind: str, setting: Setting) -> Run:
     chosen = {field: getattr(args, field) for field in ("init", "lr", "steps", "batch", "seed")}
-    run = Run(name, row.name, dataset=dataset, policy=kind, **chosen).resolved(row.recipe)
-    engine = Engine(cluster.zero, cluster.precision, cluster.micro_batch, cluster.threads)
-    title = name if kind == "action_query" else f"{name} {kind}"
-    return Training(title, run.id(row), run.steps, partial(make_job, run, row, engine, untrained))
+    return Run(name, setting.benchmark.name, dataset=setting.dataset, policy=kind, **chosen)
 
 
 if __name__ == "__main__":

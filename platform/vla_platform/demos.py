@@ -70,7 +70,8 @@ def collect(
     plan, seed = wanted.plan(), wanted.seed
     per_shard = max(LEAST, -(-len(plan) // SHARDS))
     parts = [plan[first : first + per_shard] for first in range(0, len(plan), per_shard)]
-    task = ray.remote(num_cpus=1, max_retries=3)(_shard)
+    # Anywhere: inside a Tune trial a task would else have to fit into the trial's own share.
+    task = ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="DEFAULT")(_shard)
     flying = {
         task.remote(store, dataset, benchmark, number, part, number * per_shard, seed, encode)
         for number, part in enumerate(parts)

@@ -223,6 +223,11 @@ def start_replicas(
     """Inference actors that restart by themselves; a repeated call gives the same actions."""
     # Calls are pure, so Ray may repeat them on a fresh actor without changing a result.
     actor: Any = ray.remote(Replica).options(
-        num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=64
+        scheduling_strategy="DEFAULT",  # not inside a Tune trial's own small share
+        num_cpus=0,
+        num_gpus=gpus,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=64,
     )
     return [actor.remote(store, load, batch, threads) for _ in range(replicas)]

@@ -12,39 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from envs.api import Benchmark
-from vla_platform import artifacts, demos, evaluation, session, training
+from vla_platform import artifacts, evaluation, session
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
 from vla_platform.cluster import Cluster
+from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Result, Wanted
-from vla_platform.inference import LoadPolicy
 from vla_platform.ledger import Ledger
 from vla_platform.progress import Meter
 from vla_platform.rollouts import Pool
 from vla_platform.store import Store
+from vla_platform.trial import Science, Setting, Training, ensure_dataset, ensure_trained
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Science:
-    """What a sweep needs of the models' side, handed in by the job: functions, not imports."""
-
-    train: training.Train
-    load_policy: LoadPolicy
-    encode_shard: demos.Encode
-    build_manifest: demos.Finish
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run to be trained. id: the run's. make_job: (dataset folder, scratch) to its job."""
-
-    name: str
-    id: str
-    steps: int
-    make_job: training.MakeJob
 
 
 @dataclass(frozen=True)
@@ -102,14 +83,23 @@ class Sweep:
         self.pool: Pool | None = None
         self.fingerprint = evaluation.environment(self.ledger, benchmark)
 
-    def run(
-        self, runs: Sequence[Training], demonstrations: Demonstrations, trials: Trials
-    ) -> Report:
+    def setting(self, demonstrations: Demonstrations, trials: Trials) -> Setting:
+        rules = Rules(trials.tasks, trials.each, (trials.horizon,))
+        return Setting(
+            self.store,
+            self.benchmark,
+            self.cluster,
+            self.science,
+            self.fingerprint,
+            demonstrations,
+            rules,
+        )
+
+    def run(self, runs: Sequence[Training], setting: Setting, trials: Trials) -> Report:
         """Everything that is missing, then the scores of everything."""
-        dataset = demonstrations.id(self.benchmark, self.fingerprint)
-        report = Report([], dataset)
+        report = Report([], setting.dataset)
         for run in runs:
-            last = self._trained(run, demonstrations, dataset, report)
+            last = self._trained(run, setting, report)
             wanted = self._wanted(run, last, trials)
             report.results += wanted
             self._play(run.name, [result.wanted for result in wanted], report)
@@ -120,29 +110,17 @@ class Sweep:
             self._say_errors("videos", filmed.errors)
         return report
 
-    def _trained(
-        self, run: Training, demonstrations: Demonstrations, dataset: str, report: Report
-    ) -> list[Checkpoint]:
-        """The run's untrained and final checkpoints, training it if they are not there."""
+    def _trained(self, run: Training, setting: Setting, report: Report) -> list[Checkpoint]:
+        """The run's checkpoints, training it if its last one is not there."""
         found = artifacts.checkpoints(self.store, run.id)
         if not found or found[-1].step < run.steps:
             self._connect()
             if self.pool is not None:
                 self.pool.rest()  # its cores are the training's now
-            self._collect(demonstrations, dataset)
-            began = time.monotonic()
+            self._collect(setting)
             self.say(f"{run.name}: training run {run.id}")
-            found = training.fit(
-                self.science.train,
-                run.make_job,
-                run.id,
-                dataset,
-                self.store,
-                self.cluster,
-                run.name,
-                run.steps,
-            )
-            report.trained_s += time.monotonic() - began
+            report.trained_s += ensure_trained(setting, run)
+            found = artifacts.checkpoints(self.store, run.id)
         return found
 
     def _connect(self) -> None:
@@ -151,23 +129,19 @@ class Sweep:
             self.say(f"Ray dashboard: {session.connect() or 'none'}")
             self.connected = True
 
-    def _collect(self, demonstrations: Demonstrations, dataset: str) -> None:
-        if not artifacts.dataset_exists(self.store, dataset):
-            self.say(f"{self.benchmark.name}: collecting demonstrations {dataset}")
+    def _collect(self, setting: Setting) -> None:
+        if not artifacts.dataset_exists(self.store, setting.dataset):
+            self.say(f"{self.benchmark.name}: collecting demonstrations {setting.dataset}")
             with Meter("demonstrations") as meter:
-                demos.collect(
-                    self.store,
-                    dataset,
-                    self.benchmark,
-                    demonstrations,
-                    self.science.encode_shard,
-                    self.science.build_manifest,
-                    lambda tried, kept, total: meter.show(tried, total, f"{kept} kept"),
+                ensure_dataset(
+                    setting, lambda tried, kept, total: meter.show(tried, total, f"{kept} kept")
                 )
 
     def _wanted(self, run: Training, found: Sequence[Checkpoint], trials: Trials) -> list[Result]:
-        untrained, last = found[0], found[-1]
-        pairs = [("trained", last, OWN), ("untrained", untrained, OWN)]
+        first, last = found[0], found[-1]
+        pairs = [("trained", last, OWN)]
+        if first.step == 0:
+            pairs.append(("untrained", first, OWN))
         if trials.wrong_word:
             pairs.append(("wrong-word", last, WRONG_WORD))
         return [

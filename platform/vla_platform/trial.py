@@ -57,6 +57,8 @@ class AnyRun(Protocol):
     @property
     def benchmark(self) -> str: ...
     @property
+    def policy(self) -> str: ...
+    @property
     def steps(self) -> int | None: ...
     def resolved(self, recipe: TrainingRecipe) -> Any: ...
     def id(self, benchmark: Benchmark) -> str: ...
@@ -202,7 +204,8 @@ def training_of(setting: Setting, run: AnyRun, untrained: bool = False) -> Train
     make_job = partial(
         science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
     )
-    return Training(run.backbone, run.id(row), run.steps, make_job)
+    name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
+    return Training(name, run.id(row), run.steps, make_job)
 
 
 def steps(setting: Setting, run: Training) -> list[int]:

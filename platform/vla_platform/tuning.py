@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 SUCCESS, GPU_HOURS = "success", "gpu_hours"
 OBJECTIVES = {SUCCESS: "max", GPU_HOURS: "min"}
 """What a search may look at, and which way is better."""
+RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
+"""A trial only waits: cores are for its training and rollouts. Tune refuses to take nothing."""
 RETRIES = 2
 """How often Tune starts a trial again whose process died; the store keeps what it had done."""
 
@@ -126,7 +128,7 @@ def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
     setting = next(iter(objective.settings.values()))
     store, name = setting.store, wanted.experiment
     where, filesystem = folder(store), _filesystem(store)
-    trainable = tune.with_resources(objective, {"CPU": 0})
+    trainable = tune.with_resources(_function(objective), RESOURCES)
     if tune.Tuner.can_restore(f"{where}/{name}", storage_filesystem=filesystem):
         log.info("continuing %s", name)
         tuner = tune.Tuner.restore(
@@ -152,6 +154,15 @@ def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
             ),
         )
     return tuner.fit()
+
+
+def _function(objective: Objective) -> Callable[[Mapping[str, Any]], None]:
+    """Tune names trials by it, and gives resources to functions alone."""
+
+    def run(config: Mapping[str, Any]) -> None:
+        objective(config)
+
+    return run
 
 
 def _tune_config(setting: Setting, wanted: Search) -> tune.TuneConfig:
