@@ -12,8 +12,8 @@ from dashboards.report.entries import TableView
 from dashboards.report.figures import how
 from dashboards.report.scores import OWN, RunScore, conditions, outcomes
 from dashboards.runs import Run, Study
-from vlm4vla.analysis import Estimate, wilson
-from vlm4vla.compare import CHAIN, MISSING, chained, scaled, unit
+from vlm4vla.analysis import Estimate, across_seeds, wilson
+from vlm4vla.compare import MEASURED, MISSING, REDUCED, chained, protocol, scaled, unit
 from vlm4vla.selection import stratified
 
 VIDEOS = 12
@@ -60,6 +60,38 @@ def board(scores: Sequence[RunScore]) -> list[dict[str, Any]]:
     return sorted(
         lines, key=lambda x: (x["run"].benchmark, -(x["score"].best or Estimate(-1, 0, 0)).value)
     )
+
+
+def seeds(scores: Sequence[RunScore]) -> list[dict[str, Any]]:
+    """Runs that differ in their training seed alone: the mean success of their winners.
+
+    The interval is over seeds and trials (`across_seeds`). Runs without a result, and such as
+    were evaluated under other conditions, are not among them.
+    """
+    groups: dict[str, list[RunScore]] = defaultdict(list)
+    for one in scores:
+        if one.score.status in (MEASURED, REDUCED) and not chained(one.run.benchmark):
+            config = {k: v for k, v in one.run.config.items() if k != "seed"}
+            groups[repr((sorted(config.items()), one.conditions))].append(one)
+    found = [sorted(group, key=_seed) for group in groups.values() if len(group) > 1]
+    return [
+        {"run": group[0].run, "how": how(group[0].run), "seeds": len(group), "mean": _mean(group)}
+        for group in found
+    ]
+
+
+def _seed(one: RunScore) -> int:
+    return int(one.run.config.get("seed", 0))
+
+
+def _mean(group: Sequence[RunScore]) -> Estimate:
+    row = protocol(group[0].run.benchmark)
+    assert row is not None
+    outcomes = [
+        [won for task in one.winner.values() for state, won in task.items() if state < row.trials]
+        for one in group
+    ]
+    return scaled(across_seeds([(int(sum(values)), len(values)) for values in outcomes]), 100)
 
 
 def decimals(run: Run) -> int:
@@ -250,6 +282,3 @@ def _part(
 ) -> dict[str, Any]:
     """counts: whether its lines are problems of this store, or only news."""
     return {"title": title, "hint": hint, "columns": columns, "lines": lines, "counts": counts}
-
-
-assert unit("calvin") == CHAIN

@@ -44,6 +44,7 @@ class RunScore:
     others: int = 0
     untrained: Estimate | None = None
     wrong_word: Estimate | None = None
+    conditions: tuple[object, ...] = ()
 
 
 def outcomes(cell: Cell) -> Outcomes:
@@ -74,12 +75,13 @@ def run_score(run: Run) -> RunScore:
     if others:
         said = f"also evaluated under {others} other condition{'s' * (others > 1)}, kept apart"
         found = replace(found, note=f"{found.note}; {said}".removeprefix("; "))
-    same = [cell for cell in run.cells if conditions(cell) == conditions(chosen[0])]
+    under = conditions(chosen[0])
+    same = [cell for cell in run.cells if conditions(cell) == under]
     if found.place:  # at the winner's horizon, where that was played
         same = [c for c in same if c.fields["horizon"] == found.place.horizon]
     untrained = [c for c in same if c.fields["instruction_mode"] == OWN and not run.step_of(c)]
     confused = [c for c in same if c.fields["instruction_mode"] == WRONG_WORD]
-    return RunScore(run, found, winner, others, _control(untrained), _control(confused))
+    return RunScore(run, found, winner, others, _control(untrained), _control(confused), under)
 
 
 def _why_no_cells(run: Run) -> str:

@@ -90,7 +90,8 @@ class Site:
 
     def _overview(self) -> None:
         tiles, board = pages.index_tiles(self.study), pages.board(self.scores)
-        self._page("index", "Runs", tiles=tiles, board=board, strangers=self.study.strangers)
+        values = {"seeds": pages.seeds(self.scores), "strangers": self.study.strangers}
+        self._page("index", "Runs", tiles=tiles, board=board, **values)
         self._page("tables", "Tables", known={run.id for run in self.study.runs})
         self._page(
             "figures",

@@ -12,6 +12,7 @@ import pytest
 from dashboards.archive import open_archive
 from dashboards.report.entries import stand_in, table_views
 from dashboards.report.figures import boxes, radar, scatter
+from dashboards.report.pages import seeds
 from dashboards.report.scores import run_score
 from dashboards.report.site import build
 from dashboards.runs import read_study
@@ -129,6 +130,22 @@ def test_other_conditions_are_never_pooled(builder):
     (one,) = scores_of(builder)
     assert one.score.best.value == 100.0 and one.score.trials == 60 and one.others == 1
     assert "1 other condition, kept apart" in one.score.note
+
+
+def test_training_seeds_make_a_wider_interval(builder):
+    for seed, rate in enumerate((0.3, 0.5, 0.7)):
+        name = builder.train(Run("tiny-kosmos-2", "tabletop", seed=seed))
+        builder.play(builder.cell(name, 1000, 2, "tabletop"), {"reach": share(rate, 100)})
+    alone = builder.train(Run("tiny-qwen3vl-2b", "tabletop"))
+    builder.play(builder.cell(alone, 1000, 2, "tabletop"), {"reach": share(0.5, 100)})
+    elsewhere = builder.train(Run("tiny-kosmos-2", "tabletop", seed=3))
+    cell = builder.cell(elsewhere, 1000, 2, "tabletop", fingerprint="e" * 64)
+    builder.play(cell, {"reach": share(1.0, 100)})
+    scores = scores_of(builder)
+    (group,) = seeds(scores)
+    assert (group["seeds"], group["how"]) == (3, "") and group["mean"].value == pytest.approx(50)
+    single = next(one.score.best for one in scores if one.score.best.value == 50)
+    assert group["mean"].high - group["mean"].low > 1.5 * (single.high - single.low)
 
 
 def test_controls_stand_apart(builder):
