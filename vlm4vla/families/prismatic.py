@@ -15,7 +15,6 @@ from vlm4vla.families.base import (
     Family,
     Inputs,
     Template,
-    fan_in_,
     normal_,
     patches_,
     tiny_linear_init,
@@ -129,8 +128,10 @@ class PrismaticFamily(Family):
         return images.permute(0, 3, 1, 2).flatten(2)[:, None]
 
     def pixels(self, row: Backbone, planes: Float[Tensor, "B 1 3 P"], side: int) -> Tensor:
-        """[B, 6, S, S]: normalised for DINOv2, then for SigLIP."""
+        """[B, 6, S, S]: normalised for DINOv2, then for SigLIP; tiny towers are alike."""
         siglip = planes.view(-1, 3, side, side)
+        if row.tiny:
+            return torch.cat([siglip, siglip], dim=1)
         mean, std, dino_mean, dino_std = (
             torch.tensor(values).view(3, 1, 1)
             for values in (row.image.mean, row.image.std, *IMAGENET)
@@ -167,8 +168,7 @@ class PrismaticFamily(Family):
         tiny_linear_init(vlm)
         for name, parameter in vlm.named_parameters():
             if name.endswith("patch_embed.proj.weight"):
-                # DINOv2's pixels have unit variance whatever the row says.
-                (patches_ if "fused" in name else fan_in_)(parameter)
+                patches_(parameter)
             elif name.endswith("pos_embed"):
                 normal_(parameter, 0.25)
             elif name.endswith("embed_tokens.weight"):
