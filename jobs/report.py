@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from vla_platform import cli, places
 
 from vlm4vla.audit import audit_paper
+from vlm4vla.backbones import backbone
+from vlm4vla.capability import import_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,12 +31,32 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument(
         "--audit-paper", action="store_true", help="only list where the paper contradicts itself"
     )
+    parser.add_argument(
+        "--import-scores",
+        nargs="+",
+        metavar=("BACKBONE", "FILE"),
+        help="only turn result files of VLMEvalKit or lmms-eval into scores for --capability",
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
+    if args.import_scores:
+        return scores(args.json, *args.import_scores)
     return audit(args.json) if args.audit_paper else site(args)
+
+
+def scores(path: Path | None, name: str, *files: str) -> int:
+    found = [import_scores(Path(file), backbone(name).name) for file in files]
+    rows = [dataclasses.asdict(score) for one in found for score in one.scores]
+    for row in rows:
+        print(f"{row['benchmark']}: {row['score']} from {row['source']}")
+    for skipped in (text for one in found for text in one.skipped):
+        print(f"no benchmark of A.4, left out: {skipped}")
+    if path:
+        path.write_text(json.dumps({"scores": rows}, indent=1) + "\n")
+    return 0
 
 
 def audit(path: Path | None) -> int:

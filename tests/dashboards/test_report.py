@@ -19,7 +19,7 @@ from dashboards.runs import read_study
 from envs.benchmarks import benchmark
 from tests.dashboards.builder import Builder, share
 from tests.seaweed import credentials, seaweed
-from vlm4vla.capability import Score
+from vlm4vla.capability import Score, parse
 from vlm4vla.run import Run
 from vlm4vla.study import TABLES
 
@@ -343,6 +343,18 @@ def test_the_job_audits_the_paper(tmp_path):
         "rule": "chain_sum",
         "detail": "the rates add up to 3.609, avg_len says 3.509",
     } in found
+
+
+def test_the_job_imports_scores_that_the_report_takes(tmp_path):
+    (tmp_path / "Q_MMStar_acc.csv").write_text("split,Overall\nnone,0.559\n")
+    (tmp_path / "Q_MMVet_score.csv").write_text("a,b\n1,2\n")
+    command = [sys.executable, "jobs/report.py", "--import-scores", "qwen3vl-2b"]
+    command += [str(tmp_path / name) for name in ("Q_MMStar_acc.csv", "Q_MMVet_score.csv")]
+    command += ["--json", str(tmp_path / "scores.json")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "left out: Q_MMVet_score.csv" in out.stdout
+    (score,) = parse((tmp_path / "scores.json").read_text())
+    assert (score.backbone, score.benchmark, score.score) == ("qwen3vl-2b", "MMStar", 55.9)
 
 
 def test_reading_needs_neither_torch_nor_ray(whole, tmp_path):
