@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -169,10 +170,24 @@ def _tool(name: str) -> str:
     """The program beside this Python, or on the path."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
+    if not found and name == "prometheus":
+        found = _install_prometheus()
     if not found:
         missing = f"{name} is not installed: run `make setup`"
         raise ServiceFailedError(PROMETHEUS_MISSING if name == "prometheus" else missing)
     return found
+
+
+def _install_prometheus() -> str | None:
+    """Debian's package, where we may install it; its path, or None."""
+    if os.getuid() == 0 and shutil.which("apt-get"):
+        print("installing Debian's prometheus …", flush=True)
+        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "prometheus"]
+        for command in (install, ["apt-get", "update", "-q"], install):
+            if shutil.which("prometheus"):
+                break
+            subprocess.run(command, capture_output=True)
+    return shutil.which("prometheus")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

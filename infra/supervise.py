@@ -16,6 +16,8 @@ from pathlib import Path
 START_S = 120.0
 """A Ray head on a busy machine takes half a minute."""
 STOP_S = 30.0
+KILL_S = 10.0
+"""Even a killed process may need a moment to be gone."""
 
 
 class ServiceFailedError(Exception):
@@ -91,16 +93,8 @@ class Service:
     def stop(self, seconds: float = STOP_S) -> bool:
         """End it and everything in its session; whether it was running."""
         pid = self.pid()
-        if pid and self.clean:
-            _signal(pid, signal.SIGTERM)
-            deadline = time.monotonic() + seconds
-            while self.pid() and time.monotonic() < deadline:
-                _reap(pid)
-                time.sleep(0.1)
         if pid:
-            for member in _session(pid):
-                _signal(member, signal.SIGKILL)
-            _reap(pid)
+            end(pid, seconds if self.clean else 0)
         self._pid_file.unlink(missing_ok=True)
         return bool(pid)
 
@@ -108,6 +102,22 @@ class Service:
         lines = self.log.read_text(errors="replace").strip().splitlines()[-5:]
         why = "ended at once" if ended else f"did not answer within {seconds:.0f} s"
         return "\n  ".join([f"{self.name} {why}; the end of {self.log}:", *lines])
+
+
+def end(leader: int, seconds: float) -> None:
+    """Ask a session's leader to go, wait so long, then kill what is left of the session."""
+    if seconds:
+        _signal(leader, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while _stat(leader) and time.monotonic() < deadline:
+        _reap(leader)
+        time.sleep(0.1)
+    deadline = time.monotonic() + KILL_S
+    while (members := list(_session(leader))) and time.monotonic() < deadline:
+        for member in members:
+            _signal(member, signal.SIGKILL)
+        _reap(leader)
+        time.sleep(0.05)
 
 
 def answers(url: str, token: str = "", seconds: float = 2.0) -> bool:

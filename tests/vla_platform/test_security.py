@@ -197,7 +197,8 @@ def unpicklings(source: str) -> Iterator[str]:
         elif isinstance(node, ast.Call):
             text = ast.unparse(node)
             careless = text.startswith("torch.load(") and "weights_only=True" not in text
-            if careless or "allow_pickle=True" in text or text.startswith(("yaml.load(", "eval(")):
+            careless |= "allow_pickle=True" in text or ".extractall(" in text
+            if careless or text.startswith(("yaml.load(", "eval(")):
                 yield text
 
 
