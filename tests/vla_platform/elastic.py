@@ -66,7 +66,9 @@ def main(scenario: str, url: str, server: str) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="el-", dir="/tmp", ignore_cleanup_errors=True) as name:
         nodes = Nodes(
-            initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": name}, connect=True
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "temp_dir": name, "include_dashboard": False},
+            connect=True,
         )
         try:
             print(json.dumps(play(scenario, nodes, store, wanted)), flush=True)  # noqa: T201

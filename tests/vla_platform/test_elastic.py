@@ -59,7 +59,8 @@ def test_nodes_come_and_go(policy, tmp_path, scenario):
 
 def evaluate(store, policy, *more):
     command = [sys.executable, "jobs/evaluate.py", "--policy", policy, "--benchmark", "tabletop"]
-    command += ["--store", store, "--tasks", "reach", "--trials", "40", "--evaluation", "e"]
+    command += ["--store", store, "--tasks", "reach", "--trials", "80", "--evaluation", "e"]
+    command += ["--horizons", "4"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [*map(str, command), *more],
@@ -86,12 +87,12 @@ def test_told_to_go_a_job_lands_what_flies_and_the_next_one_continues(policy, tm
     assert job.returncode == 75, said[-2000:]
     assert time.monotonic() - told < 45
     kept = committed(tmp_path / "store")
-    assert 5 <= kept < 40
-    assert f"stopped in order (SIGTERM): {kept} of 40 episodes are committed, 0 in flight" in said
+    assert 5 <= kept < 80
+    assert f"stopped in order (SIGTERM): {kept} of 80 episodes are committed, 0 in flight" in said
     again = evaluate(tmp_path / "store", policy)
     out, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors[-2000:]
-    assert f"played {40 - kept} episodes" in out
+    assert f"played {80 - kept} episodes" in out
     straight = evaluate(tmp_path / "straight", policy)
     assert straight.wait(timeout=120) == 0
     assert rows_of(tmp_path / "store") == rows_of(tmp_path / "straight")
