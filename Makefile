@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -31,6 +31,9 @@ lint: $(READY)
 
 format: $(READY)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+tree: $(READY)  ## write README's tree anew from what the files say of themselves
+	$(BIN)/python -m tests.readme_tree
 
 typecheck: $(READY)
 	$(BIN)/mypy

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.readme_tree import README, with_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "vlm4vla": ROOT / "vlm4vla",
@@ -91,3 +93,8 @@ def test_platform_inside_a_ray_task(ray_cluster):
         return platform.system(), vla_platform.__name__
 
     assert ray.get(system.remote()) == (platform.system(), "vla_platform")
+
+
+def test_readmes_tree_is_true():
+    readme = README.read_text()
+    assert readme == with_tree(readme), "run `make tree`"
