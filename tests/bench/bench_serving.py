@@ -19,12 +19,7 @@ from typing import Any
 
 import numpy as np
 from vla_platform.remote import pack, unpack
-from vla_platform.serving import PolicyServer
 from websockets.sync.client import connect
-
-from envs.benchmarks import benchmark
-from vlm4vla.policies import VlmPolicy, build_policy
-from vlm4vla.run import Run
 
 WARM_UP = 3
 PIXELS = 224
@@ -37,6 +32,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20, help="of each client")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    # Imported here, because the clients' process imports this file too and needs no torch.
+    from envs.benchmarks import benchmark
+    from vlm4vla.policies import build_policy
+    from vlm4vla.run import Run
+
     row = benchmark("tabletop")
     run = Run(args.backbone, row.name, init="scratch")
     policy = build_policy(run, row.chunk, action_spec=row.action_spec).eval()
@@ -56,7 +56,9 @@ def main() -> None:
         args.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=1) + "\n")
 
 
-def measure(policy: VlmPolicy, batch: int, clients: int, requests: int) -> dict[str, Any]:
+def measure(policy: Any, batch: int, clients: int, requests: int) -> dict[str, Any]:
+    from vla_platform.serving import PolicyServer
+
     server = PolicyServer(policy, policy.resize, {"policy": "bench"}, batch=batch)
     with server.listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=listening.serve_forever)
