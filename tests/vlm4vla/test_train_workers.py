@@ -5,7 +5,7 @@ how much. Sums are taken in another order, so weights agree to rounding, not to 
 import pytest
 import torch
 
-from tests.vlm4vla.train_worker import Plan, make_dataset, run_plan, together
+from tests.vlm4vla.train_worker import FolderSink, Plan, make_dataset, run_plan, together
 
 LOSS_TOLERANCE = 2e-5
 """Of losses between 0.5 and 10 over six steps, in fp32."""
@@ -22,6 +22,7 @@ def losses(rows):
     return [row["loss"] for row in rows]
 
 
+@pytest.mark.full
 def test_every_zero_stage_and_number_of_workers_has_the_same_loss_curve(dataset, tmp_path):
     alone = run_plan(Plan("alone", {}), tmp_path, dataset)
     plans = [Plan(f"zero{zero}", {"zero": zero}) for zero in range(4)]
@@ -50,8 +51,6 @@ def test_two_workers_then_one_then_two(dataset, tmp_path, zero):
     assert steps == [1, 2, 3, 3, 4, 5, 5, 6]
     joined = {row["step"]: row["loss"] for rows in (first, second, third) for row in rows}
     assert list(joined.values()) == pytest.approx(losses(whole), abs=LOSS_TOLERANCE)
-    from tests.vlm4vla.train_worker import FolderSink
-
     one, other = (FolderSink(tmp_path / name).weights(6) for name in ("whole", "cut"))
     assert one.keys() == other.keys()
     for name in one:
