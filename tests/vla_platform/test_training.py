@@ -112,6 +112,7 @@ def test_a_killed_worker_resumes_and_ends_with_the_same_weights(store, undisturb
     assert digests(disturbed) == digests(undisturbed)
 
 
+@pytest.mark.full
 def test_a_sigterm_saves_a_checkpoint_at_once_and_changes_nothing_else(
     store, undisturbed, tmp_path
 ):
