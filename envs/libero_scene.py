@@ -20,6 +20,8 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
+from envs.libero_install import return_memory
+
 MODEL_STATE = ("body_pos", "body_quat", "site_rgba")
 DATA_STATE = (
     "xpos",
@@ -108,6 +110,7 @@ class Scene:
         self._control.close()
         del self._control, self.env
         gc.collect()
+        return_memory()
 
     def _restore(self) -> None:
         """Undo what earlier episodes left in the compiled model and in the gripper."""

@@ -152,9 +152,9 @@ def test_libero_killed_and_stopped_in_a_pool_ends_in_the_same_rows(ray_cluster, 
 def test_a_pools_memory_stays_level_over_200_libero_episodes(ray_cluster, policies, tmp_path):
     """Of all its processes: four tasks, so scenes are rebuilt too."""
     source, checkpoint = policies
-    row, ledger, sizes = short("libero_object", 8), Ledger(source), {}
+    row, ledger, sizes = short("libero_object", 4), Ledger(source), {}
     found = evaluation.environment(ledger, row)
-    score = Wanted(checkpoint, row, 2, found, tasks=row.tasks[:4], trials=50)
+    score = Wanted(checkpoint, row, row.chunk, found, tasks=row.tasks[:4], trials=50)
     with Pool(source, load_policy, CLUSTER) as pool:
 
         def watch(tally):
