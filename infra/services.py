@@ -119,7 +119,7 @@ class Services:
         command = [_tool("prometheus"), f"--config.file={_config(self)}"]
         command += [f"--storage.tsdb.path={self.folder / 'prometheus'}"]
         command += [f"--web.listen-address=127.0.0.1:{self.base + 90}"]
-        command += ["--web.enable-lifecycle", "--storage.tsdb.retention.time=30d"]
+        command += ["--storage.tsdb.retention.time=30d"]
         url = self.prometheus
         return Service("prometheus", self.folder, command, url, f"{url}/-/ready")
 
@@ -131,7 +131,7 @@ class Services:
         command += ["--node-ip-address=127.0.0.1", f"--port={self.base + 79}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.base + 65}"]
         command += [f"--{name}-port={port}" for name, port in ports.items()]
-        command += ["--ray-client-server-port=0", f"--num-cpus={self.cpus}"]
+        command += [f"--ray-client-server-port={self.base + 64}", f"--num-cpus={self.cpus}"]
         command += [f"--temp-dir={self.ray_folder}"]
         bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         environment = {

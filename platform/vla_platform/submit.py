@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -122,7 +123,13 @@ def runtime_env(root: Path) -> dict[str, Any]:
 
 def follow(client: JobSubmissionClient, identity: str) -> int:
     """Print a job's log until it ends; the driver's exit code, 1 when there is none."""
-    asyncio.run(_print_log(client, identity))
+    try:
+        asyncio.run(_print_log(client, identity))
+    except aiohttp.ClientError as error:
+        raise ValueError(
+            f"lost the cluster while following {identity} ({error}); the job may go on: "
+            f"make submit DO=logs ID={identity}"
+        ) from None
     deadline = time.monotonic() + SETTLE_S
     while not (info := client.get_job_info(identity)).status.is_terminal():
         if time.monotonic() > deadline:
