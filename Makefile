@@ -7,12 +7,11 @@ READY := .venv/.ready
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
-	@command -v g++ >/dev/null || { echo "DeepSpeed compiles a small module: install g++"; exit 1; }
+	@command -v g++ >/dev/null || { echo "DeepSpeed compiles its CPU optimiser on first use: install g++"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation -c constraints.txt deepspeed
 	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)'
 	@touch $(READY)
 
 setup: $(READY)  ## build .venv with everything the main job needs
