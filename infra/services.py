@@ -1,6 +1,6 @@
 """A store, Prometheus and a Ray head on this machine without Docker: `make services`.
 
-    python -m infra.services start    SeaweedFS, Prometheus and Ray, all on loopback
+    python -m infra.services start    store, Prometheus and Ray's dashboard on loopback
     source ~/.vla/services/env        the store, the token and the keys, for jobs started here
     python -m infra.services stop     ends what `start` started, by its pid
 
