@@ -141,7 +141,7 @@ def test_full_rows_are_refused():
         pretrain_tiny.pretrain("paligemma-1")
 
 
-SHIPPED = ("kosmos-2", "paligemma-1", "paligemma-2", "qwen2.5-vl", "qwen3-vl")
+SHIPPED = ("kosmos-2", "paligemma-1", "paligemma-2", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe")
 
 
 @pytest.mark.parametrize("architecture", SHIPPED)
