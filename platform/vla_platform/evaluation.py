@@ -95,12 +95,12 @@ def environment(ledger: Ledger, benchmark: Benchmark) -> str:
 
 
 def missing(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Assignment]:
-    """What is left to play."""
-    return [
-        Assignment(score.checkpoint, score.benchmark, episode)
-        for score in wanted
-        for episode in ledger.missing(score.cell(), score.episodes())
-    ]
+    """What is left to play; what several scores share, once."""
+    left: dict[str, Assignment] = {}
+    for score in wanted:
+        for episode in ledger.missing(score.cell(), score.episodes()):
+            left.setdefault(episode.key, Assignment(score.checkpoint, score.benchmark, episode))
+    return list(left.values())
 
 
 def play(

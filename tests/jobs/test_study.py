@@ -60,7 +60,7 @@ def test_dry_run_sees_what_is_in_the_store(tmp_path, monkeypatch):
     [
         (["--dry-run", "--tables", "tabel5"], "Did you mean 'table5'"),
         (["--dry-run", "--tables", "9"], "nothing is trained"),
-        ([], "only the dry run exists yet"),
+        (["--error", "1.5"], "not between 0 and 1"),
         (["--dry-run", "--store", "ftp://host/x"], "scheme 'ftp'"),
     ],
 )

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster as Nodes
@@ -64,6 +65,8 @@ def main(scenario: str, url: str, server: str) -> None:
     wanted = Wanted(
         found.policy, found.row, 2, evaluation.environment(ledger, found.row), ("reach",), 24
     )
+    # Ray notes a cluster's address there, wherever its own folder is, but does not make it.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="el-", dir="/tmp", ignore_cleanup_errors=True) as name:
         nodes = Nodes(
             initialize_head=True,
