@@ -18,9 +18,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from infra.access import BUCKET, Access
+import boto3
+
+from infra.access import ADMIN, BUCKET, Access
 from infra.supervise import Service, ServiceFailedError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,11 +112,22 @@ class Services:
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder / 'seaweedfs'}"]
         command += [f"-{name}.port={self.base + offset}" for name, offset in ports.items()]
         command += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-        command += ["-master.telemetry=false", f"-bucket={BUCKET}"]
+        command += ["-master.telemetry=false"]
         command += [f"-s3.config={self.access().s3_file}"]
         url = f"http://127.0.0.1:{self.base + 3}"
         # A clean stop can hang, and its files survive SIGKILL.
-        return Service("seaweedfs", self.folder, command, url, f"{url}/healthz", clean=False)
+        return Service(
+            *("seaweedfs", self.folder, command, url, f"{url}/healthz"),
+            clean=False,
+            after=partial(self._make_bucket, url),
+        )
+
+    def _make_bucket(self, url: str) -> None:
+        """Here and not by the server's own flag, which makes it some time after it answers."""
+        keys = {name.lower(): value for name, value in self.access().keys(ADMIN).items()}
+        s3 = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
+        if BUCKET not in {each["Name"] for each in s3.list_buckets()["Buckets"]}:
+            s3.create_bucket(Bucket=BUCKET)
 
     def _prometheus(self) -> Service:
         command = [_tool("prometheus"), f"--config.file={_config(self)}"]

@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Service:
     """A process in a session of its own. health: a URL that answers 200 once it is up.
 
     environment: added to ours. token: sent to `health` as a bearer token. clean: whether it is
-    asked to end (SIGTERM) before it is made to.
+    asked to end (SIGTERM) before it is made to. after: what is left to do once it answers.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Service:
     environment: Mapping[str, str] = field(default_factory=dict)
     token: str = field(default="", repr=False)
     clean: bool = True
+    after: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def log(self) -> Path:
@@ -74,6 +75,7 @@ class Service:
                 self.stop()
                 raise ServiceFailedError(self._last_words(ended, seconds))
             time.sleep(0.2)
+        self.after()
 
     def pid(self) -> int:
         """Its process id, or 0: a number that another process has taken since is not it."""

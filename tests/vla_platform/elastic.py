@@ -58,12 +58,16 @@ def after(done, seen, change) -> threading.Thread:
     return thread
 
 
+EPISODES = 60
+"""Enough for a node that joins after a few of them to get its share."""
+
+
 def main(scenario: str, url: str, server: str) -> None:
     store = open_store(url)
     [found] = candidates(server, ["tabletop"], store, Served("e", "observation", ""))
     ledger = Ledger(store)
     wanted = Wanted(
-        found.policy, found.row, 2, evaluation.environment(ledger, found.row), ("reach",), 24
+        found.policy, found.row, 2, evaluation.environment(ledger, found.row), ("reach",), EPISODES
     )
     # Ray notes a cluster's address there, wherever its own folder is, but does not make it.
     Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)

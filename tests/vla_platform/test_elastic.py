@@ -12,6 +12,7 @@ import pytest
 from vla_platform.ledger import Ledger
 from vla_platform.store import open_store
 
+from tests.vla_platform.elastic import EPISODES
 from tests.vla_platform.test_remote import server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ def policy():
         yield url
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scenario", ["grow", "shrink", "drain"])
 def test_nodes_come_and_go(policy, tmp_path, scenario):
     command = [sys.executable, "-m", "tests.vla_platform.elastic", scenario, tmp_path, policy]
@@ -46,7 +48,7 @@ def test_nodes_come_and_go(policy, tmp_path, scenario):
     )
     assert out.returncode == 0, out.stderr[-3000:]
     seen = json.loads(out.stdout.strip().splitlines()[-1])
-    assert (seen["done"], seen["errors"], len(rows_of(tmp_path))) == (24, [], 24), seen
+    assert (seen["done"], seen["errors"], len(rows_of(tmp_path))) == (EPISODES, [], EPISODES), seen
     assert seen["waits"], "hosts that wait for a place are what makes an autoscaler add nodes"
     assert seen["most"] == 2, seen
     if scenario == "grow":

@@ -87,7 +87,7 @@ def test_names_units_and_labels_are_of_one_scheme():
         assert re.fullmatch(r"vla_[a-z_]+", name)
         assert name.endswith("_total") == (about.kind == "counter")
         assert (about.kind == "histogram") == bool(about.bounds)
-        assert set(about.labels) <= {"benchmark", "outcome", "state", "cause", "kind"}
+        assert set(about.labels) <= {"benchmark", "outcome", "state", "cause", "kind", "verb"}
 
 
 def test_a_line_of_progress_says_everything(capsys, monkeypatch):
