@@ -96,8 +96,6 @@ class Benchmark:
     recipe: TrainingRecipe
     dataset: str
     success_rule: str = "any_step"
-    per_core: int = 1
-    """Simulator processes that one core (and about 2 GB of memory) carries."""
     demonstrations: Mapping[str, int] = field(default_factory=lambda: {"*": 50})
     """Expert episodes to try per task when demonstrations are collected here."""
     demonstrations_from: int = 1_000_000

@@ -91,7 +91,6 @@ BENCHMARKS: Dict[str, Benchmark] = {
             },
         ),
         dataset="tabletop",
-        per_core=16,
         # Learning which word means which block is the slow part, and reaching shows it best.
         demonstrations={"reach": 600, "*": 120},
     )

@@ -34,12 +34,11 @@ class Preset:
 
     backbones: tuple[str, ...]
     benchmark: str
-    untrained: bool
 
 
 PRESETS = {
-    "laptop": Preset(("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop", True),
-    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10", False),
+    "laptop": Preset(("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop"),
+    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10"),
 }
 
 
@@ -91,7 +90,7 @@ def main() -> int:
         setting = sweep.setting(demonstrations, trials)
         chosen = itertools.product(names, args.policies)
         runs = [run_of(args, name, kind, setting) for name, kind in chosen]
-        trainings = [training_of(setting, run, preset.untrained) for run in runs]
+        trainings = [training_of(setting, run) for run in runs]
         report = sweep.run(trainings, setting, trials)
     rows = rows_of(sweep.ledger, report.results, science.wilson)
     cli.write_json(args.json, rows)

@@ -15,15 +15,11 @@ from ray import tune
 from vla_platform import cli, study_cli
 
 from envs.benchmarks import benchmark
-from vlm4vla import science
+from vlm4vla import laptop, science
 from vlm4vla.backbones import backbone
 from vlm4vla.run import FREEZE_GROUPS, Run
 
 BACKBONES = ("qwen2.5vl-3b", "qwen2.5vl-7b", "paligemma-1")
-DEFAULTS = {
-    "laptop": (tuple(f"tiny-{name}" for name in BACKBONES), "tabletop"),
-    "cluster": (BACKBONES, "calvin"),
-}
 COLUMNS = ("backbone", "freeze", "image_px", "seed")
 
 
@@ -42,14 +38,16 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    names, where = DEFAULTS[args.preset]
+    small = args.preset == "laptop"
+    chosen = args.backbones or (map(laptop.tiny, BACKBONES) if small else BACKBONES)
+    where = args.benchmark or (laptop.BENCHMARK if small else "calvin")
     axes = {
-        "backbone": [backbone(name).name for name in args.backbones or names],
+        "backbone": [backbone(name).name for name in chosen],
         "freeze": args.freeze,
         "image_px": args.image_px,
         "seed": study_cli.seeds(args),
     }
-    make = partial(run_of, benchmark(args.benchmark or where).name, args.steps)
+    make = partial(run_of, benchmark(where).name, args.steps)
     study = study_cli.study(args, science)
     wanted = study_cli.search(args, "freeze", {k: tune.grid_search(v) for k, v in axes.items()})
     runs = [make(config) for config in study_cli.combinations(axes)]

@@ -17,18 +17,12 @@ from ray import tune
 from vla_platform import cli, study_cli
 
 from envs.benchmarks import benchmark
-from vlm4vla import science
+from vlm4vla import laptop, science
 from vlm4vla.backbones import backbone
-from vlm4vla.laptop import LR_SCALE
 from vlm4vla.run import Run
 
-PAPER = (1e-5, 2e-5, 5e-5, 1e-4)
-GRIDS = {"laptop": tuple(lr * LR_SCALE for lr in PAPER), "cluster": PAPER}
-BACKBONES = {
-    "laptop": ("tiny-qwen2.5vl-3b", "tiny-qwen2.5vl-7b", "tiny-paligemma-1"),
-    "cluster": ("qwen2.5vl-3b", "qwen2.5vl-7b", "paligemma-1"),
-}
-BENCHMARKS = {"laptop": "tabletop", "cluster": "calvin"}
+LRS = (1e-5, 2e-5, 5e-5, 1e-4)
+BACKBONES = ("qwen2.5vl-3b", "qwen2.5vl-7b", "paligemma-1")
 
 
 def arguments() -> cli.argparse.Namespace:
@@ -43,9 +37,11 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    names = [backbone(name).name for name in args.backbones or BACKBONES[args.preset]]
-    where = benchmark(args.benchmark or BENCHMARKS[args.preset]).name
-    lrs = args.lrs or GRIDS[args.preset]
+    small = args.preset == "laptop"
+    chosen = args.backbones or (map(laptop.tiny, BACKBONES) if small else BACKBONES)
+    names = [backbone(name).name for name in chosen]
+    where = benchmark(args.benchmark or (laptop.BENCHMARK if small else "calvin")).name
+    lrs = args.lrs or [laptop.scaled(lr) if small else lr for lr in LRS]
     study = study_cli.study(args, science)
     make = partial(run_of, where, args.steps)
     columns = ("backbone", "lr", "seed")
@@ -53,7 +49,7 @@ def main() -> int:
         space = {"backbone": tune.choice(names), "lr": tune.loguniform(min(lrs), max(lrs))}
         wanted = study_cli.search(args, "lr", {**space, "seed": args.seed})
         return study_cli.show_search(args, study.search(wanted, make, where), columns)
-    axes = {"backbone": names, "lr": list(lrs), "seed": study_cli.seeds(args)}
+    axes = {"backbone": names, "lr": lrs, "seed": study_cli.seeds(args)}
     wanted = study_cli.search(args, "lr", {k: tune.grid_search(v) for k, v in axes.items()})
     runs = [make(config) for config in study_cli.combinations(axes)]
     scored = study.score(runs, wanted, make)

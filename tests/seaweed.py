@@ -128,10 +128,11 @@ def free_ports(count: int) -> list[int]:
 def _free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return probe.connect_ex(("127.0.0.1", port)) != 0 and _binds(port)
+        return probe.connect_ex(("127.0.0.1", port)) != 0 and binds(port)
 
 
-def _binds(port: int) -> bool:
+def binds(port: int) -> bool:
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

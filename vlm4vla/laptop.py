@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from vlm4vla.run import Run
 
+BENCHMARK = "tabletop"
 LR_SCALE = 100
 """The tabletop's rate over CALVIN's: 2e-3 to 2e-5."""
 IMAGE_PX = {224: 224, 512: 336, 768: 448}
@@ -20,13 +21,21 @@ LEARNED = ("table1", "table3", "table5", "table8")
 SHAPE_STEPS = 200
 
 
+def tiny(backbone: str) -> str:
+    return f"tiny-{backbone}"
+
+
+def scaled(lr: float) -> float:
+    return lr * LR_SCALE
+
+
 def shrink(run: Run, table: str) -> Run:
     """The tiny counterpart of a run of the paper, as long as its table deserves."""
     return replace(
         run,
-        backbone=f"tiny-{run.backbone}",
-        benchmark="tabletop",
-        lr=None if run.lr is None else run.lr * LR_SCALE,
+        backbone=tiny(run.backbone),
+        benchmark=BENCHMARK,
+        lr=None if run.lr is None else scaled(run.lr),
         steps=None if table in LEARNED else SHAPE_STEPS,
         image_px=IMAGE_PX[run.image_px],
     )

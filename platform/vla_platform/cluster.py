@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -131,6 +131,28 @@ class Cluster:
         }
 
 
+_GPUS = Cluster(
+    workers=(4, 8),
+    cpus_per_worker=8,
+    gpus_per_worker=1,
+    zero=2,
+    precision="bf16",
+    micro_batch=16,
+    threads=8,
+    slots=8,
+    hosts=12,
+    simulator_cores=8,
+    render_slots=0,
+    replicas=1,
+    batch=32,
+    gpu_share=1,
+    limits=Limits(place=900.0, grace=60.0),
+    checkpointing=True,
+    optimiser="fused",
+    checkpoint_every=500,
+    stall_s=1800.0,
+)
+
 CLUSTERS: dict[str, Cluster] = {
     "laptop": Cluster(
         workers=(2, 2),
@@ -148,49 +170,9 @@ CLUSTERS: dict[str, Cluster] = {
         batch=16,
         gpu_share=0,
     ),
-    "cluster": Cluster(
-        workers=(4, 8),
-        cpus_per_worker=8,
-        gpus_per_worker=1,
-        zero=2,
-        precision="bf16",
-        micro_batch=16,
-        threads=8,
-        slots=8,
-        hosts=12,
-        simulator_cores=8,
-        render_slots=0,
-        replicas=1,
-        batch=32,
-        gpu_share=1,
-        limits=Limits(place=900.0, grace=60.0),
-        checkpointing=True,
-        optimiser="fused",
-        checkpoint_every=500,
-        stall_s=1800.0,
-    ),
+    "cluster": _GPUS,
     # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 27 GB a GPU at 32 and 47 GB at 16
     # (`python -m vlm4vla.planner qwen3vl-30b-a3b --zero 3 --gpus 32 --batch 16`), and while a
     # worker starts 62 GB of its node's memory, eight times over.
-    "4x8-a100": Cluster(
-        workers=(16, 32),
-        cpus_per_worker=12,
-        gpus_per_worker=1,
-        zero=3,
-        precision="bf16",
-        micro_batch=16,
-        threads=8,
-        slots=8,
-        hosts=12,
-        simulator_cores=8,
-        render_slots=0,
-        replicas=1,
-        batch=32,
-        gpu_share=1,
-        limits=Limits(place=900.0, grace=60.0),
-        checkpointing=True,
-        optimiser="fused",
-        checkpoint_every=500,
-        stall_s=1800.0,
-    ),
+    "4x8-a100": replace(_GPUS, workers=(16, 32), cpus_per_worker=12, zero=3),
 }

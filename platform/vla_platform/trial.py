@@ -197,8 +197,9 @@ class Trial:
             )
 
 
-def training_of(setting: Setting, run: AnyRun, untrained: bool = False) -> Training:
-    """A run as a training. untrained: also keep the policy of step 0, to be compared with."""
+def training_of(setting: Setting, run: AnyRun) -> Training:
+    """A run as a training. Where policies are tiny, that of step 0 is kept to be compared with."""
+    untrained = not setting.cluster.gpus_per_worker
     run, row, science = run.resolved(setting.benchmark.recipe), setting.benchmark, setting.science
     assert run.steps is not None
     make_job = partial(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from infra.services import Services
+from tests.seaweed import binds
 
 USED = (0, 1, 2, 3, 4, 64, 65, *range(70, 80), 90)
 """Offsets from the first port; the first five have twins 10000 higher."""
@@ -17,18 +17,9 @@ USED = (0, 1, 2, 3, 4, 64, 65, *range(70, 80), 90)
 def free_base() -> int:
     for base in random.sample(range(20_000, 22_500, 100), 25):
         ports = [base + offset for offset in USED] + [base + 10_000 + n for n in USED[:5]]
-        if all(_free(port) for port in ports):
+        if all(binds(port) for port in ports):
             return base
     raise RuntimeError("no 100 free ports between 20000 and 22600")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def test_every_run_shrinks(entry):
 
 def test_the_papers_default_rate_is_the_tabletops():
     default = benchmark("calvin").recipe.lr
-    assert default * laptop.LR_SCALE == pytest.approx(TABLETOP.recipe.lr)
+    assert laptop.scaled(default) == TABLETOP.recipe.lr
 
 
 def test_benchmarks_collapse_and_share_trainings():
