@@ -19,8 +19,8 @@ setup: $(READY)  ## build .venv with everything the main job needs
 sweep: $(READY)  ## the main job: train and evaluate tiny backbones on the tabletop
 	$(BIN)/python jobs/backbone_sweep.py --preset laptop
 
-test: $(READY)  ## the suite for every change
-	$(BIN)/python -m pytest -q
+test: $(READY)  ## the suite for every change, on two cores: much of it waits for processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-full: $(READY)  ## the suite with its long tests: faults, soak, end to end
 	$(BIN)/python -m pytest -q -m 'full or not full'

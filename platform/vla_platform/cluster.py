@@ -169,6 +169,7 @@ CLUSTERS: dict[str, Cluster] = {
         replicas=1,
         batch=16,
         gpu_share=0,
+        optimiser="fused",
     ),
     "cluster": _GPUS,
     # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 27 GB a GPU at 32 and 47 GB at 16

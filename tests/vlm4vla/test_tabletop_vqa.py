@@ -150,7 +150,5 @@ def test_shipped_weights_point(architecture):
     assert tiny_file(BACKBONES[name]).stat().st_size <= 1_000_000
     policy = build_policy(Run(name, "tabletop"), chunk=1)
     kinds = {"point", "describe", "mention"}
-    if architecture in ("qwen2.5-vl", "qwen3-vl"):
-        kinds -= {"mention"}  # made before those questions were
     for kind, share in pretrain_tiny.accuracy(policy, count=100, kinds=kinds).items():
         assert share >= 0.8, kind
