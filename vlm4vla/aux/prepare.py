@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from vlm4vla.aux import questions
+from vlm4vla.aux.actions import action_samples
 from vlm4vla.aux.questions import Manifest
-from vlm4vla.aux.readers import read
+from vlm4vla.aux.readers import Bad, read
+from vlm4vla.aux.samples import Sample
 from vlm4vla.stages import AuxStage
 
 
@@ -18,10 +20,16 @@ def prepare_questions(
 
     KeyError for a row without a folder, FileNotFoundError for one without its files.
     """
-    missing = [row.name for row in stage.rows if not row.made_here and row.name not in folders]
+    needed = [row for row in stage.rows if row.of_demonstrations or not row.made_here]
+    missing = [row.name for row in needed if row.name not in folders]
     if missing:
         raise KeyError(f"no folder was named for {', '.join(missing)} of the stage {stage.name}")
-    sources = {
-        row.name: (row.samples, read(row, folders.get(row.name, Path(".")))) for row in stage.rows
-    }
+    sources = {}
+    for row in stage.rows:
+        folder = folders.get(row.name, Path("."))
+        if row.of_demonstrations:
+            found: Iterable[Sample | Bad] = action_samples(row, stage.backbone, folder, put)
+        else:
+            found = read(row, folder)
+        sources[row.name] = row.samples, found
     return questions.prepare(stage.data, sources, put)
