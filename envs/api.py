@@ -173,6 +173,51 @@ class Demonstration:
     steps: int
 
 
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene, exactly as the simulator has it.
+
+    centre, extent: float64 [3], middle and side lengths of the box along the world's axes that
+    encloses its visible shapes, metres, z up. pixels: how many of a picture's show it.
+    """
+
+    name: str
+    centre: np.ndarray
+    extent: np.ndarray
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion, as its picture is shown to policies.
+
+    focal: pixels, the same both ways. width, height: pixels; the axis meets their middle.
+    pose: float64 [4, 4] from the camera's axes to the world's, metres. Its columns are the
+    picture's rightward, downward and forward directions and the position; a mirrored picture
+    (LIBERO's turned one) has left-handed ones.
+    """
+
+    focal: float
+    width: int
+    height: int
+    pose: np.ndarray
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One frame with everything the simulator knows about it.
+
+    image: uint8 [H, W, 3], the policy's own frame. depth: float32 [H, W], metres along the
+    camera's axis. segments: int32 [H, W], 1 + the index in `things`, 0 elsewhere.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    segments: np.ndarray
+    camera: Camera
+    things: Tuple[Thing, ...]
+
+
 class Simulator(Protocol):
     """One simulator inside its child process; one episode at a time.
 

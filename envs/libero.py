@@ -19,6 +19,7 @@ from envs.api import (
     Benchmark,
     Demonstration,
     Observation,
+    Snapshot,
     StepResult,
     TrainingRecipe,
     did_you_mean,
@@ -158,6 +159,13 @@ class Libero:
             success=success,
             steps=len(actions),
         )
+
+    def snapshot(self) -> Snapshot:
+        """The current frame of the front camera with its depth, segments, poses and sizes."""
+        from envs.libero_view import snapshot
+
+        assert self.scene is not None
+        return snapshot(self.scene, CAMERA, self.image_size)
 
     def fingerprint(self) -> Dict[str, str]:
         found = libero_install.versions()

@@ -91,9 +91,13 @@ class Scene:
 
         LIBERO's published datasets and evaluators turn its upside-down frames this way.
         """
-        with self._delayed.restored():
+        with self.moment():
             frames = {camera: look({}) for camera, look in self._looks.items()}
         return {camera: np.ascontiguousarray(f[::-1, ::-1]) for camera, f in frames.items()}
+
+    def moment(self) -> Any:
+        """While entered, the simulator shows the moment that `frames` show."""
+        return self._delayed.restored()
 
     def proprioception(self) -> np.ndarray:
         """Float64 [9]: gripper position (m), its quaternion xyzw, and the two finger joints."""

@@ -16,6 +16,7 @@ from envs.api import (
     Benchmark,
     Demonstration,
     Observation,
+    Snapshot,
     StepResult,
     as_json,
     did_you_mean,
@@ -123,6 +124,12 @@ class SimulatorProcess:
         return wire.demonstration_of(
             self._call(Message("demonstrate", episode), "demonstration", timeout)
         )
+
+    def snapshot(self, timeout: float = EXECUTE_TIMEOUT) -> Snapshot:
+        """The current frame of the episode in progress with its depth, segments and poses."""
+        if not self._running:
+            raise RuntimeError("snapshot() without an episode in progress: call reset() first")
+        return wire.snapshot_of(self._call(Message("snapshot"), "snapshot", timeout))
 
     def fingerprint(self, timeout: float = RESET_TIMEOUT) -> Dict[str, str]:
         """Package versions, renderer and assets hash of the environment the child runs in."""

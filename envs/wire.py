@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
-from envs.api import Demonstration, Observation, StepResult
+from envs.api import Camera, Demonstration, Observation, Snapshot, StepResult, Thing
 
 MAGIC = b"VLA1"
 MAX_HEADER = 1 << 20
@@ -235,4 +235,29 @@ def demonstration_of(message: Message) -> Demonstration:
         actions=arrays["actions"],
         success=data["success"],
         steps=data["steps"],
+    )
+
+
+def snapshot_message(snapshot: Snapshot) -> Message:
+    things, camera = snapshot.things, snapshot.camera
+    data = {
+        "names": [thing.name for thing in things],
+        "pixels": [thing.pixels for thing in things],
+        "focal": camera.focal,
+    }
+    arrays = {name: getattr(snapshot, name) for name in ("image", "depth", "segments")}
+    boxes = np.array([[thing.centre, thing.extent] for thing in things]).reshape(-1, 2, 3)
+    return Message("snapshot", data, {**arrays, "boxes": boxes, "pose": camera.pose})
+
+
+def snapshot_of(message: Message) -> Snapshot:
+    data, arrays = message.data, message.arrays
+    height, width = arrays["depth"].shape
+    columns = zip(data["names"], arrays["boxes"], data["pixels"])
+    return Snapshot(
+        image=arrays["image"],
+        depth=arrays["depth"],
+        segments=arrays["segments"],
+        camera=Camera(data["focal"], width, height, arrays["pose"]),
+        things=tuple(Thing(name, box[0], box[1], pixels) for name, box, pixels in columns),
     )

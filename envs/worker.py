@@ -65,6 +65,7 @@ class Session:
             "reset": self.reset,
             "execute": self.execute,
             "demonstrate": self.demonstrate,
+            "snapshot": self.snapshot,
             "fingerprint": self.fingerprint,
         }
 
@@ -101,6 +102,11 @@ class Session:
             return error(f"{self.name} has no scripted expert")
         arguments = [message.value(name) for name in ("task", "initial_state", "seed")]
         return wire.demonstration_message(self.simulator.demonstrate(*arguments))
+
+    def snapshot(self, message: Message) -> Message:
+        if not hasattr(self.simulator, "snapshot"):
+            return error(f"{self.name} does not show depth, segments and poses of its scenes")
+        return wire.snapshot_message(self.simulator.snapshot())
 
     def fingerprint(self, message: Message) -> Message:
         return Message("fingerprint", {"fingerprint": self.simulator.fingerprint()})

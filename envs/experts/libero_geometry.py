@@ -62,11 +62,11 @@ class Geometry:
         return self.body_points(self.env.obj_body_id[name])
 
     def body_points(self, body: int) -> np.ndarray:
-        return np.concatenate([self._geom_points(geom) for geom in self._geoms_of(body)])
+        return np.concatenate([self.geom_points(geom) for geom in self._geoms_of(body)])
 
     def parts(self, name: str) -> List[np.ndarray]:
         """The points of each shape of an object, [n, 3] apiece."""
-        return [self._geom_points(geom) for geom in self._geoms_of(self.env.obj_body_id[name])]
+        return [self.geom_points(geom) for geom in self._geoms_of(self.env.obj_body_id[name])]
 
     def other_points(self, name: str) -> np.ndarray:
         """The points of every object and fixture but one; float [n, 3]."""
@@ -114,7 +114,7 @@ class Geometry:
         """Height (m) of the highest shape of the site's body that lies under a place."""
         heights = [float(place[2])]
         for geom in self._geoms_of(self._site_body(site)):
-            points = self._geom_points(geom)[:, :]
+            points = self.geom_points(geom)[:, :]
             low, high = points.min(0), points.max(0)
             if (low[:2] < place[:2]).all() and (place[:2] < high[:2]).all():
                 heights.append(float(high[2]))
@@ -154,7 +154,7 @@ class Geometry:
         limits = self.env.get_object(region.parent_name).object_properties["articulation"]
         opened = max(abs(at) for at in limits["default_open_ranges"])
         pull = joint.axis * np.sign(sum(limits["default_open_ranges"]))
-        shapes = [self._geom_points(geom) for geom in self._geoms_of(self._site_body(site))]
+        shapes = [self.geom_points(geom) for geom in self._geoms_of(self._site_body(site))]
         bar = max(shapes, key=lambda points: float((points @ pull).max()))
         along = np.cross(pull, [0.0, 0.0, 1.0])
         return Slide(middle(bar), along, pull, abs(joint.at), opened - abs(joint.at))
@@ -175,7 +175,8 @@ class Geometry:
             owner = self.model.body_parentid[owner]
         return bool(owner == body)
 
-    def _geom_points(self, geom: int) -> np.ndarray:
+    def geom_points(self, geom: int) -> np.ndarray:
+        """Float [n, 3] on one shape."""
         turn = self.data.geom_xmat[geom].reshape(3, 3)
         return self._local_points(geom) @ turn.T + self.data.geom_xpos[geom]
 

@@ -70,12 +70,12 @@ class Family(ABC):
         """Pretrained weights from a hub id or a local folder."""
         return self.model_class(row).from_pretrained(source, revision=row.revision, dtype=dtype)
 
-    def action_ids_end(self, row: Backbone) -> int:
-        """One past the ids that action tokens take: the last ones, which are used the least.
+    def action_ids_end(self, row: Backbone, count: int = ACTION_IDS) -> int:
+        """One past the ids that `count` action tokens take: the last ones, used the least.
 
         Tiny vocabularies have no spare words, so theirs grow.
         """
-        return int(row.config["text_config"]["vocab_size"]) + (ACTION_IDS if row.tiny else 0)
+        return int(row.config["text_config"]["vocab_size"]) + (count if row.tiny else 0)
 
     @abstractmethod
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:

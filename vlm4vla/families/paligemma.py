@@ -10,7 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from vlm4vla.families.base import Family, Inputs, Template, normal_, patches_, tiny_linear_init
+from vlm4vla.families.base import (
+    ACTION_IDS,
+    Family,
+    Inputs,
+    Template,
+    normal_,
+    patches_,
+    tiny_linear_init,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +37,11 @@ class PaliGemma(Family):
     def build(self, row: Backbone) -> PreTrainedModel:
         return PaliGemmaForConditionalGeneration(PaliGemmaConfig(**row.config))
 
-    def action_ids_end(self, row: Backbone) -> int:
+    def action_ids_end(self, row: Backbone, count: int = ACTION_IDS) -> int:
         # Beyond the image's own token lie a few spare ids; before it, locations and segments.
-        return super().action_ids_end(row) if row.tiny else int(row.config["image_token_index"])
+        if row.tiny:
+            return super().action_ids_end(row, count)
+        return int(row.config["image_token_index"])
 
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:
         # The tower has one grid of positions; other sizes are other hub models.

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vlm4vla.families.base import (
+    ACTION_IDS,
     Family,
     Inputs,
     Template,
@@ -114,9 +115,9 @@ class PrismaticFamily(Family):
     def _config(self, row: Backbone) -> PrismaticConfig:
         return PrismaticConfig(text_config=row.config["text_config"], towers=row.config["towers"])
 
-    def action_ids_end(self, row: Backbone) -> int:
+    def action_ids_end(self, row: Backbone, count: int = ACTION_IDS) -> int:
         # Released embeddings are padded to a multiple of 64 beyond Llama's own 32,000 words.
-        return super().action_ids_end(row) - int(row.config["padding"])
+        return super().action_ids_end(row, count) - int(row.config["padding"])
 
     def input_px(self, row: Backbone, image_px: int, recipe: Recipe) -> int:
         return int(row.config["towers"][0]["image_size"])
