@@ -19,7 +19,7 @@ from vla_platform.demos import Demonstrations
 from vla_platform.spread import spread_lines
 from vla_platform.sweep import Sweep, Trials
 from vla_platform.tables import rows_of, score_table
-from vla_platform.trial import Setting, training_of
+from vla_platform.trained import Setting, training_of
 
 from envs.benchmarks import benchmark, wrong_instruction
 from vlm4vla import science

@@ -72,7 +72,9 @@ def main() -> int:
     if not found or found[-1].step < run.steps:
         session.connect()
         job = partial(make_job, run, row, Engine(**cluster.engine()), args.untrained)
-        found = training.fit(train, job, run.id(row), dataset, store, cluster, name, run.steps)
+        task = training.Task(run.id(row), name, run.steps, dataset, job)
+        training.fit(train, [task], store, cluster)
+        found = artifacts.checkpoints(store, task.id)
     last = (curves.read(store, run.id(row)) or [{}])[-1]
     print(", ".join(f"{figure} {last[figure]:.4g}" for figure in SHOWN if figure in last))
     for checkpoint in found:

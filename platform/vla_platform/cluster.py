@@ -59,6 +59,8 @@ class Cluster:
     workers: training workers (min, max); equal numbers switch elasticity off.
     zero, precision, micro_batch, threads, checkpointing, optimiser, checkpoint_every, stall_s:
     see `vlm4vla.engine.Engine`, which `engine()` are the arguments of.
+    together: runs of a sweep that one group of workers trains one after another before any is
+    played: short ones, for which starting a group takes long.
     hosts: rollout hosts at most; slots: simulators of a host at most; simulator_cores: cores of
     a node that one host may fill with simulators. Ray places a host where its simulators'
     cores, memory and rendering slots are free, and asks the autoscaler for more nodes.
@@ -87,6 +89,7 @@ class Cluster:
     optimiser: str = "adamw"
     checkpoint_every: int | None = None
     stall_s: float | None = 600.0
+    together: int = 1
 
     def engine(self) -> dict[str, Any]:
         """How a worker computes, for `vlm4vla.engine.Engine`."""
@@ -170,6 +173,7 @@ CLUSTERS: dict[str, Cluster] = {
         batch=16,
         gpu_share=0,
         optimiser="fused",
+        together=9,
     ),
     "cluster": _GPUS,
     # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 27 GB a GPU at 32 and 47 GB at 16

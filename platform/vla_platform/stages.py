@@ -95,11 +95,10 @@ def ensure(
             before = _score(store, cluster, science, stage, None)
             engine = science.Engine(**cluster.engine())
             make_job = partial(science.make_stage_job, stage, engine)
-            fitted = training.fit(
-                *(science.train, make_job, stage.id, stage.data, store, cluster),
-                *(stage.name, stage.steps),
-            )
-            after = _score(store, cluster, science, stage, fitted[-1])
+            task = training.Task(stage.id, stage.name, stage.steps, stage.data, make_job)
+            training.fit(science.train, [task], store, cluster)
+            trained = artifacts.checkpoints(store, stage.id)[-1]
+            after = _score(store, cluster, science, stage, trained)
             _put_record(store, stage, before, after)
     return artifacts.checkpoints(store, stage.id)[-1]
 

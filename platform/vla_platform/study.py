@@ -18,7 +18,8 @@ from vla_platform.demos import Demonstrations
 from vla_platform.ledger import Ledger
 from vla_platform.stages import Stage
 from vla_platform.store import Store
-from vla_platform.trial import AnyRun, Science, Setting, Trial, training_of
+from vla_platform.trained import AnyRun, Science, Setting, training_of
+from vla_platform.trial import Trial
 from vla_platform.tuning import Objective, Search, figures, folder, search
 
 MakeRun = Callable[[Mapping[str, Any]], AnyRun]

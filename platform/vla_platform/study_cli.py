@@ -16,7 +16,7 @@ from vla_platform.stages import Stage, record
 from vla_platform.store import Store
 from vla_platform.study import Study, row_of, score_text
 from vla_platform.tables import aligned
-from vla_platform.trial import Science
+from vla_platform.trained import Science
 from vla_platform.tuning import OBJECTIVES, Search
 
 AcrossSeeds = Callable[[Sequence[tuple[int, int]]], tuple[float, float, float]]

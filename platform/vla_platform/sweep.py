@@ -23,7 +23,14 @@ from vla_platform.ledger import Ledger
 from vla_platform.progress import Meter
 from vla_platform.rollouts import Pool
 from vla_platform.store import Store
-from vla_platform.trial import Science, Setting, Training, ensure_dataset, ensure_trained
+from vla_platform.trained import (
+    Science,
+    Setting,
+    Training,
+    ensure_dataset,
+    ensure_trained,
+    trained,
+)
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +104,14 @@ class Sweep:
 
     def run(self, runs: Sequence[Training], setting: Setting, trials: Trials) -> Report:
         """Everything that is missing, then the scores of everything."""
-        report = Report([], setting.dataset)
-        for run in runs:
-            last = self._trained(run, setting, report)
-            wanted = self._wanted(run, last, trials)
-            report.results += wanted
-            self._play(run.name, [result.wanted for result in wanted], report)
+        report, together = Report([], setting.dataset), self.cluster.together
+        for first in range(0, len(runs), together):
+            group = runs[first : first + together]
+            self._train(group, setting, report)
+            for run in group:
+                wanted = self._wanted(run, artifacts.checkpoints(self.store, run.id), trials)
+                report.results += wanted
+                self._play(run.name, [result.wanted for result in wanted], report)
         if trials.film:
             trained = [result.wanted for result in report.results if result.label == "trained"]
             filmed = evaluation.film(self.ledger, trained, trials.film, self._pool)
@@ -110,18 +119,17 @@ class Sweep:
             self._say_errors("videos", filmed.errors)
         return report
 
-    def _trained(self, run: Training, setting: Setting, report: Report) -> list[Checkpoint]:
-        """The run's checkpoints, training it if its last one is not there."""
-        found = artifacts.checkpoints(self.store, run.id)
-        if not found or found[-1].step < run.steps:
+    def _train(self, runs: Sequence[Training], setting: Setting, report: Report) -> None:
+        """Those whose last checkpoint is not there."""
+        left = [run for run in runs if not trained(setting, run)]
+        if left:
             self._connect()
             if self.pool is not None:
-                self.pool.rest()  # its cores are the training's now
+                self.pool.rest()  # its cores are the trainings' now
             self._collect(setting)
-            self.say(f"{run.name}: training run {run.id}")
-            report.trained_s += ensure_trained(setting, run)
-            found = artifacts.checkpoints(self.store, run.id)
-        return found
+            for run in left:
+                self.say(f"{run.name}: training run {run.id}")
+            report.trained_s += ensure_trained(setting, *left)
 
     def _connect(self) -> None:
         """Ray starts only when there is something to train or to play."""

@@ -7,12 +7,14 @@ changes their number; whether a failure is worth another attempt is decided here
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -48,41 +50,54 @@ MakeJob = Callable[..., Any]
 """(dataset folder, scratch folder), and the file of the weights to start from if there is one."""
 
 
-def fit(
-    train: Train,
-    make_job: MakeJob,
-    run: str,
-    dataset: str,
-    store: Store,
-    cluster: Cluster,
-    title: str,
-    steps: int,
-    start: artifacts.Checkpoint | None = None,
-) -> list[artifacts.Checkpoint]:
-    """Train one run to its end and return its complete checkpoints.
+@dataclass(frozen=True)
+class Task:
+    """One training to its end.
 
-    train: the loop, called in every worker with (job, sink). make_job: builds the job from
-    the dataset's local folder, a scratch folder and, where there is a `start`, the file of its
-    weights. An error in `FINAL` is raised at once;
-    any other once `MAX_FAILURES` restarts in a row got no further.
+    id: of its checkpoints in the store. title: what its progress lines call it. dataset: what
+    it is trained on. start: whose weights it starts from, if not from the backbone's own.
     """
-    worker = _Worker(train, make_job, run, dataset, store, title, steps, start)
-    failures, reached = 0, -1
-    while True:
+
+    id: str
+    title: str
+    steps: int
+    dataset: str
+    make_job: MakeJob
+    start: artifacts.Checkpoint | None = None
+
+    def reached(self, store: Store) -> int:
+        """The step of the newest complete checkpoint; -1 without one."""
+        found = artifacts.checkpoints(store, self.id)
+        return found[-1].step if found else -1
+
+
+def fit(train: Train, tasks: Sequence[Task], store: Store, cluster: Cluster) -> None:
+    """Train each task to its end, one after another in one group of workers.
+
+    train: the loop, called in every worker with (job, sink). An error in `FINAL` is raised at
+    once; any other once `MAX_FAILURES` restarts in a row got no further.
+    """
+    left, failures, before = list(tasks), 0, [-1]
+    while left:
         try:
-            _attempt(worker, run, cluster)
-            return artifacts.checkpoints(store, run)
+            _attempt(_Worker(train, left, store), left[0].id, cluster)
+            return
         except TrainingFailedError as failure:
             reason = _reason(failure)
             if isinstance(reason, FINAL) and not isinstance(reason, TRANSIENT):
                 raise reason from failure
-            found = artifacts.checkpoints(store, run)
-            newest = found[-1].step if found else 0
-            failures = 1 if newest > reached else failures + 1
-            reached = newest
+            reached = [task.reached(store) for task in tasks]
+            failures = 1 if sum(reached) > sum(before) else failures + 1
+            before = reached
             if failures > MAX_FAILURES:
                 raise
-            log.warning("%s: %s; again from step %d", title, _brief(reason), newest)
+            left = [task for task, at in zip(tasks, reached, strict=True) if at < task.steps]
+            log.warning("%s; again from there: %s", _brief(reason), _places(tasks, reached))
+
+
+def _places(tasks: Sequence[Task], reached: Sequence[int]) -> str:
+    pairs = zip(tasks, reached, strict=True)
+    return ", ".join(f"{task.title} step {max(0, at)}" for task, at in pairs)
 
 
 def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
@@ -134,41 +149,34 @@ class _Worker:
     handler, and calls it in another.
     """
 
-    def __init__(
-        self,
-        train: Train,
-        make_job: MakeJob,
-        run: str,
-        dataset: str,
-        store: Store,
-        title: str,
-        steps: int,
-        start: artifacts.Checkpoint | None,
-    ) -> None:
-        self.train, self.make_job, self.run, self.dataset = train, make_job, run, dataset
-        self.store, self.title, self.steps, self.start = store, title, steps, start
+    def __init__(self, train: Train, tasks: Sequence[Task], store: Store) -> None:
+        self.train, self.tasks, self.store = train, tasks, store
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.noticed = Notices()
 
     def __call__(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
-            scratch = Path(name)
-            folder = artifacts.fetch_dataset(self.store, self.dataset)
-            job = self.make_job(folder, scratch, *self._start())
-            show = ProgressLine(self.title, self.steps)
-            sink = StoreSink(self.store, self.run, scratch, show, self.noticed)
-            try:
-                self.train(job, sink)
-            finally:
-                sink.curves.close()
+        for task in self.tasks:
+            with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
+                self._one(task, Path(name))
+            gc.collect()  # the next model wants the room of this one's cycles
         log.info("rank %d finished", ray.train.get_context().get_world_rank())
 
-    def _start(self) -> list[Path]:
-        if self.start is None:
+    def _one(self, task: Task, scratch: Path) -> None:
+        folder = artifacts.fetch_dataset(self.store, task.dataset)
+        job = task.make_job(folder, scratch, *self._start(task))
+        show = ProgressLine(task.title, task.steps)
+        sink = StoreSink(self.store, task.id, scratch, show, self.noticed)
+        try:
+            self.train(job, sink)
+        finally:
+            sink.curves.close()
+
+    def _start(self, task: Task) -> list[Path]:
+        if task.start is None:
             return []
-        return [artifacts.fetch_policy(self.store, self.start) / artifacts.WEIGHTS]
+        return [artifacts.fetch_policy(self.store, task.start) / artifacts.WEIGHTS]
 
 
 class Notices:

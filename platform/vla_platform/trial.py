@@ -8,96 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
 
-from envs.api import Benchmark, TrainingRecipe
-from vla_platform import artifacts, demos, stages, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
-from vla_platform.cluster import Cluster
-from vla_platform.contest import Contest, Judge, Rules, Standing, UnplayedError
-from vla_platform.demos import Demonstrations
-from vla_platform.inference import LoadPolicy
-from vla_platform.lease import turns
+from vla_platform.contest import Contest, Standing, UnplayedError
 from vla_platform.ledger import Ledger
 from vla_platform.rollouts import Pool
-from vla_platform.stages import Stage, StageScience
-from vla_platform.store import Store
-
-POLL_S = 0.5
-"""How often the store is asked for new checkpoints, or for a lease that another holds."""
-
-
-class Science(Judge, StageScience, Protocol):
-    """What runs need of the models' side: the module `vlm4vla.science`, handed in by the job."""
-
-    @property
-    def load_policy(self) -> LoadPolicy: ...
-    @property
-    def encode_shard(self) -> demos.Encode: ...
-    @property
-    def build_manifest(self) -> demos.Finish: ...
-    @property
-    def make_job(self) -> Callable[..., Any]: ...
-    def stage_of(self, aux: str) -> Stage: ...
-
-
-class AnyRun(Protocol):
-    """What is asked of a run, which is a dataclass: `vlm4vla.run.Run` is one."""
-
-    @property
-    def backbone(self) -> str: ...
-    @property
-    def benchmark(self) -> str: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def aux(self) -> str | None: ...
-    def resolved(self, recipe: TrainingRecipe) -> Any: ...
-    def id(self, benchmark: Benchmark) -> str: ...
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
-    backbone is fine-tuned on first, if anything."""
-
-    name: str
-    id: str
-    steps: int
-    make_job: training.MakeJob
-    stage: Stage | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all runs on one benchmark share. fingerprint: of the simulator's environment.
-
-    demonstrations: the expert's to train on; None for the benchmark's published ones. stages:
-    by id, besides those that the science knows.
-    """
-
-    store: Store
-    benchmark: Benchmark
-    cluster: Cluster
-    science: Science
-    fingerprint: str
-    demonstrations: Demonstrations | None
-    rules: Rules
-    stages: Mapping[str, Stage] = field(default_factory=dict)
-
-    @property
-    def dataset(self) -> str:
-        if self.demonstrations is None:
-            return self.benchmark.dataset
-        return self.demonstrations.id(self.benchmark, self.fingerprint)
+from vla_platform.trained import POLL_S, Setting, Training, ensure_trained, published, steps
 
 
 class RolloutsError(RuntimeError):
@@ -204,83 +125,6 @@ class Trial:
                 f"in errors, first {assignment.episode.task} #{assignment.episode.initial_state}: "
                 f"{reason}; the same command tries them again"
             )
-
-
-def training_of(setting: Setting, run: AnyRun) -> Training:
-    """A run as a training. Where policies are tiny, that of step 0 is kept to be compared with."""
-    untrained = not setting.cluster.gpus_per_worker
-    run, row, science = run.resolved(setting.benchmark.recipe), setting.benchmark, setting.science
-    assert run.steps is not None
-    make_job = partial(
-        science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
-    )
-    name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
-    stage = run.aux and (setting.stages.get(run.aux) or science.stage_of(run.aux))
-    return Training(name, run.id(row), run.steps, make_job, stage or None)
-
-
-def steps(setting: Setting, run: Training) -> list[int]:
-    """Training steps whose checkpoints are scored: the recipe's, and the run's last."""
-    return [*(s for s in setting.benchmark.recipe.checkpoints if s < run.steps), run.steps]
-
-
-def published(setting: Setting, run: Training) -> list[Checkpoint]:
-    """Checkpoints in the store that are to be scored, by step."""
-    wanted = set(steps(setting, run))
-    return [each for each in artifacts.checkpoints(setting.store, run.id) if each.step in wanted]
-
-
-def ensure_trained(setting: Setting, run: Training) -> float:
-    """Train the run unless the store has it, or another process is at it; seconds spent here."""
-    began, spent = time.monotonic(), 0.0
-    for lease in turns(setting.store, f"training/{run.id}", lambda: _trained(setting, run)):
-        with lease:
-            ensure_dataset(setting)
-            start = None
-            if run.stage is not None:
-                data = {setting.benchmark.name: setting.dataset}
-                start = stages.ensure(
-                    setting.store, setting.cluster, setting.science, run.stage, data
-                )
-            training.fit(
-                setting.science.train,
-                run.make_job,
-                run.id,
-                setting.dataset,
-                setting.store,
-                setting.cluster,
-                run.name,
-                run.steps,
-                start,
-            )
-            spent = time.monotonic() - began
-    return spent
-
-
-def ensure_dataset(
-    setting: Setting, progress: Callable[[int, int, int], None] = lambda tried, kept, total: None
-) -> None:
-    """Collect the demonstrations unless the store has them, or another process is at it."""
-    store, dataset, wanted = setting.store, setting.dataset, setting.demonstrations
-    if wanted is None:
-        return
-    done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
-    for lease in turns(store, f"datasets/{dataset}", done):
-        with lease:
-            demos.collect(
-                store,
-                dataset,
-                setting.benchmark,
-                wanted,
-                setting.science.encode_shard,
-                setting.science.build_manifest,
-                progress,
-            )
-
-
-def _trained(setting: Setting, run: Training) -> bool:
-    found = artifacts.checkpoints(setting.store, run.id)
-    return bool(found) and found[-1].step >= run.steps
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from vla_platform.rollouts import Pool
 from vla_platform.store import Store
 from vla_platform.store_folder import FolderStore
 from vla_platform.store_s3 import S3Store
-from vla_platform.trial import AnyRun, Landed, Setting, Trial, training_of
+from vla_platform.trained import AnyRun, Setting, training_of
+from vla_platform.trial import Landed, Trial
 
 log = logging.getLogger(__name__)
 

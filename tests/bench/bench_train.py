@@ -189,7 +189,8 @@ def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> N
     name = f"ray-zero{zero}"
     work, store = partial(ours, contests, zero), open_store(str(folder.parent / "store"))
     dataset_of = lambda dataset, scratch: dataset  # noqa: E731
-    training.fit(work, dataset_of, f"{name}-{workers}", "bench", store, cluster, name, ENDLESS)
+    task = training.Task(f"{name}-{workers}", name, ENDLESS, "bench", dataset_of)
+    training.fit(work, [task], store, cluster)
 
 
 def _await_began(folder: Path, name: str) -> None:

@@ -60,7 +60,7 @@ def main(folder):
     job = partial(make_job, run.resolved(ROW.recipe), ROW, Engine(), False)
     setting = replace(CLUSTERS["laptop"], workers=(1, 2), cpus_per_worker=0.9)
     loop = partial(waiting_train, folder)
-    training.fit(loop, job, "elastic", "toy", store, setting, "elastic", 6)
+    training.fit(loop, [training.Task("elastic", "elastic", 6, "toy", job)], store, setting)
     attempts = (folder / "attempts").read_text().split()
     losses = {int(row["step"]): row["loss"] for row in curves.read(store, "elastic")}
     (folder / "told.json").write_text(json.dumps({"attempts": attempts, "losses": losses}))

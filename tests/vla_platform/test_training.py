@@ -78,11 +78,15 @@ def store(tmp_path_factory, ray_cluster):
     return store
 
 
-def fit(store, name, loop, seed=1):
-    run = Run("tiny-paligemma-1", "tabletop", init="scratch", steps=4, batch=8, seed=seed)
-    run = run.resolved(ROW.recipe)
-    job = partial(make_job, run, ROW, Engine(), True)
-    return training.fit(loop, job, name, "toy", store, CLUSTERS["laptop"], "test", 4)
+def task(name):
+    run = Run("tiny-paligemma-1", "tabletop", init="scratch", steps=4, batch=8, seed=1)
+    job = partial(make_job, run.resolved(ROW.recipe), ROW, Engine(), True)
+    return training.Task(name, "test", 4, "toy", job)
+
+
+def fit(store, name, loop):
+    training.fit(loop, [task(name)], store, CLUSTERS["laptop"])
+    return artifacts.checkpoints(store, name)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +110,15 @@ def test_a_run_keeps_checkpoints_and_the_figures_of_every_step(store, undisturbe
     assert b"train/loss" in (Path(places.cache()) / "events").read_bytes()
 
 
-def test_a_killed_worker_resumes_and_ends_with_the_same_weights(store, undisturbed, tmp_path):
+def test_a_killed_worker_resumes_and_it_and_the_run_after_it_end_with_the_same_weights(
+    store, undisturbed, tmp_path
+):
     marker = tmp_path / "died"
-    disturbed = fit(store, "disturbed", partial(dying_train, marker))
+    loop = partial(dying_train, marker)
+    training.fit(loop, [task("disturbed"), task("after")], store, CLUSTERS["laptop"])
     assert marker.exists()
-    assert digests(disturbed) == digests(undisturbed)
+    for name in ("disturbed", "after"):
+        assert digests(artifacts.checkpoints(store, name)) == digests(undisturbed)
 
 
 @pytest.mark.full

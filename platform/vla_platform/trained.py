@@ -1,0 +1,183 @@
+"""What is trained, on what and for whom, and making sure that the store has it.
+
+A run is trained under a lease, so that studies which share it train it once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from envs.api import Benchmark, TrainingRecipe
+from vla_platform import artifacts, demos, stages, training
+from vla_platform.artifacts import Checkpoint
+from vla_platform.cluster import Cluster
+from vla_platform.contest import Judge, Rules
+from vla_platform.demos import Demonstrations
+from vla_platform.inference import LoadPolicy
+from vla_platform.lease import Claimant, turns
+from vla_platform.stages import Stage, StageScience
+from vla_platform.store import Store
+
+POLL_S = 0.5
+"""How often the store is asked for new checkpoints, or for a lease that another holds."""
+
+
+class Science(Judge, StageScience, Protocol):
+    """What runs need of the models' side: the module `vlm4vla.science`, handed in by the job."""
+
+    @property
+    def load_policy(self) -> LoadPolicy: ...
+    @property
+    def encode_shard(self) -> demos.Encode: ...
+    @property
+    def build_manifest(self) -> demos.Finish: ...
+    @property
+    def make_job(self) -> Callable[..., Any]: ...
+    def stage_of(self, aux: str) -> Stage: ...
+
+
+class AnyRun(Protocol):
+    """What is asked of a run, which is a dataclass: `vlm4vla.run.Run` is one."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def benchmark(self) -> str: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def aux(self) -> str | None: ...
+    def resolved(self, recipe: TrainingRecipe) -> Any: ...
+    def id(self, benchmark: Benchmark) -> str: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
+    backbone is fine-tuned on first, if anything."""
+
+    name: str
+    id: str
+    steps: int
+    make_job: training.MakeJob
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs on one benchmark share. fingerprint: of the simulator's environment.
+
+    demonstrations: the expert's to train on; None for the benchmark's published ones. stages:
+    by id, besides those that the science knows.
+    """
+
+    store: Store
+    benchmark: Benchmark
+    cluster: Cluster
+    science: Science
+    fingerprint: str
+    demonstrations: Demonstrations | None
+    rules: Rules
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        if self.demonstrations is None:
+            return self.benchmark.dataset
+        return self.demonstrations.id(self.benchmark, self.fingerprint)
+
+
+def training_of(setting: Setting, run: AnyRun) -> Training:
+    """A run as a training. Where policies are tiny, that of step 0 is kept to be compared with."""
+    untrained = not setting.cluster.gpus_per_worker
+    run, row, science = run.resolved(setting.benchmark.recipe), setting.benchmark, setting.science
+    assert run.steps is not None
+    make_job = partial(
+        science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
+    )
+    name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
+    stage = run.aux and (setting.stages.get(run.aux) or science.stage_of(run.aux))
+    return Training(name, run.id(row), run.steps, make_job, stage or None)
+
+
+def steps(setting: Setting, run: Training) -> list[int]:
+    """Training steps whose checkpoints are scored: the recipe's, and the run's last."""
+    return [*(s for s in setting.benchmark.recipe.checkpoints if s < run.steps), run.steps]
+
+
+def published(setting: Setting, run: Training) -> list[Checkpoint]:
+    """Checkpoints in the store that are to be scored, by step."""
+    wanted = set(steps(setting, run))
+    return [each for each in artifacts.checkpoints(setting.store, run.id) if each.step in wanted]
+
+
+def ensure_trained(setting: Setting, *runs: Training) -> float:
+    """Train the runs that the store lacks, in one group of workers; seconds spent here.
+
+    Those that another process is at are waited for.
+    """
+    store, spent = setting.store, 0.0
+    claimants = [(run, Claimant(store, f"training/{run.id}")) for run in runs]
+    while claimants := [pair for pair in claimants if not trained(setting, pair[0])]:
+        began = time.monotonic()
+        with ExitStack() as held:
+            mine = [run for run, claimant in claimants if _claimed(claimant, held)]
+            mine = [run for run in mine if not trained(setting, run)]  # by who held it before
+            if mine:
+                ensure_dataset(setting)
+                tasks = [_task(setting, run) for run in mine]
+                training.fit(setting.science.train, tasks, store, setting.cluster)
+                spent += time.monotonic() - began
+        if not mine:
+            time.sleep(POLL_S)
+    return spent
+
+
+def _claimed(claimant: Claimant, held: ExitStack) -> bool:
+    lease = claimant.try_take()
+    if lease is not None:
+        held.enter_context(lease.kept())
+    return lease is not None
+
+
+def _task(setting: Setting, run: Training) -> training.Task:
+    """The run as workers get it, after the stage that it starts from, if there is one."""
+    start = None
+    if run.stage is not None:
+        data = {setting.benchmark.name: setting.dataset}
+        start = stages.ensure(setting.store, setting.cluster, setting.science, run.stage, data)
+    return training.Task(run.id, run.name, run.steps, setting.dataset, run.make_job, start)
+
+
+def ensure_dataset(
+    setting: Setting, progress: Callable[[int, int, int], None] = lambda tried, kept, total: None
+) -> None:
+    """Collect the demonstrations unless the store has them, or another process is at it."""
+    store, dataset, wanted = setting.store, setting.dataset, setting.demonstrations
+    if wanted is None:
+        return
+    done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
+    for lease in turns(store, f"datasets/{dataset}", done):
+        with lease:
+            demos.collect(
+                store,
+                dataset,
+                setting.benchmark,
+                wanted,
+                setting.science.encode_shard,
+                setting.science.build_manifest,
+                progress,
+            )
+
+
+def trained(setting: Setting, run: Training) -> bool:
+    """Whether the store has the run's last checkpoint."""
+    found = artifacts.checkpoints(setting.store, run.id)
+    return bool(found) and found[-1].step >= run.steps
