@@ -59,15 +59,15 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
         for entry in entries(chosen, study_cli.seeds(args))
         if entry.run is not None
     }
-    possible = {entry: made for entry, made in wanted.items() if made.aux is None}
+    possible = {entry: made for entry, made in wanted.items() if can_start(made)}
     study = study_cli.study(args, science)
     runs = list(dict.fromkeys(possible.values()))
     space = {"run": tune.grid_search([asdict(each) for each in runs])}
     names = "-".join(part.name for part in chosen) if args.tables else "study"
     scored = study.score(runs, study_cli.search(args, names, space), from_config)
     show_tables(possible, scored, small)
-    for stage in sorted({stage_of(made.aux).name for made in wanted.values() if made.aux}):
-        print(f"Left out: runs that start from the auxiliary stage {stage}.")
+    for aux in sorted({made.aux for made in wanted.values() if made.aux and not can_start(made)}):
+        print(f"Left out: runs that start from {stage_of(aux).name}: nobody published its data.")
     rows = [
         {"table": e.table, "row": e.row, "column": e.column, **row_of(made, scored[made])}
         for e, made in possible.items()
@@ -78,6 +78,10 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     if missing:
         print(f"{missing} runs have no score; the same command continues")
     return int(missing > 0)
+
+
+def can_start(run: Run) -> bool:
+    return run.aux is None or stage_of(run.aux).available
 
 
 def from_config(config: Mapping[str, Any]) -> Run:

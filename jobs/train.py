@@ -21,8 +21,9 @@ from envs.benchmarks import benchmark
 from vlm4vla.backbones import backbone
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
+from vlm4vla.policy_job import make_job
 from vlm4vla.run import FREEZE_GROUPS, INITS, PROFILES, PROMPTS, Run
-from vlm4vla.train import make_job, train
+from vlm4vla.train import train
 
 SHOWN = ("loss", "gripper_accuracy", "samples_per_s", "data_wait_s")
 

@@ -21,15 +21,15 @@ from vlm4vla.run import Run
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch; actions [b, k, 7] normalised, mask bool [b, k].
+    """A micro-batch. targets: what a loss takes beside the inputs; of a policy its actions
+    [b, k, 7], normalised, and their mask, bool [b, k].
 
     weight makes the micro-batches' mean losses average to the mean over the global batch.
     tokens: real ones, padding left out.
     """
 
     inputs: dict[str, torch.Tensor]
-    actions: torch.Tensor
-    mask: torch.Tensor
+    targets: tuple[torch.Tensor, ...]
     weight: float
     tokens: int
 
@@ -98,8 +98,7 @@ class Batches:
         inputs = {**self.policy.prepare(np.stack(images), texts), **self.policy.draws(keys)}
         return Batch(
             inputs,
-            torch.from_numpy(self.normaliser.forward(np.stack(actions))),
-            torch.from_numpy(own),
+            (torch.from_numpy(self.normaliser.forward(np.stack(actions))), torch.from_numpy(own)),
             weight=float(own.sum() * weigh),
             tokens=int(inputs["attention_mask"].sum()),
         )

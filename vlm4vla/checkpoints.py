@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +14,13 @@ import deepspeed
 import torch.distributed as dist
 from torch import Tensor
 
-from envs.api import Benchmark
 from vlm4vla import optimiser_state
-from vlm4vla.export import save_policy
 from vlm4vla.optimiser_state import Snapshot
-from vlm4vla.policies import VlmPolicy
-from vlm4vla.run import Run
+from vlm4vla.vlm import VisionLanguageModel
 
 log = logging.getLogger(__name__)
+
+Save = Callable[[Path, Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Part:
     """A worker's part of a checkpoint: the files of `folder`.
 
     state: name of the optimiser's file among them, None if there is none. Worker 0 also has
-    the policy's two files. attempt: the same for all workers of one start of a training.
+    the weights and their description. attempt: the same for all workers of one start of a training.
     parts: optimiser files of all workers together, 0 for a checkpoint without. evaluated: one
     that the recipe wants scored, rather than one to resume from alone.
     """
@@ -116,10 +115,10 @@ def _from_first(make: Any) -> Any:
     return made[0]
 
 
-def copy_weights(policy: VlmPolicy, stage: int) -> dict[str, Tensor]:
-    """Every key of the policy in worker 0's host memory (tied weights under all their names)."""
+def copy_weights(model: VisionLanguageModel, stage: int) -> dict[str, Tensor]:
+    """Every key of the model in worker 0's host memory (tied weights under all their names)."""
     first, copies = dist.get_rank() == 0, {}
-    for name, tensor in policy.state_dict(keep_vars=True).items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([tensor], enabled=stage == 3):
             if first:
                 copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -129,20 +128,21 @@ def copy_weights(policy: VlmPolicy, stage: int) -> dict[str, Tensor]:
 def send(
     part: Part,
     sink: Sink,
-    policy: VlmPolicy,
-    run: Run,
-    benchmark: Benchmark,
+    save: Save,
     weights: Mapping[str, Tensor],
     state: Snapshot | None,
 ) -> None:
-    """Write the copies to disk, hand them to the sink and delete them."""
+    """Write the copies to disk, hand them to the sink and delete them.
+
+    save: writes the weights and their description into a folder.
+    """
     part.folder.mkdir(parents=True, exist_ok=True)
     try:
         if state is not None:
             assert part.state is not None
             state.save(part.folder / part.state)
         if part.rank == 0:
-            save_policy(policy, run, benchmark, part.folder, weights)
+            save(part.folder, weights)
         sink.publish(part)
     finally:
         shutil.rmtree(part.folder, ignore_errors=True)

@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vlm4vla.policies import VlmPolicy
-from vlm4vla.policies.base import hidden_width
+from vlm4vla.vlm import VisionLanguageModel, hidden_width
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMISERS = ("adamw", "fused", "offload")
@@ -58,17 +57,17 @@ class Engine:
 
 
 class Loss(nn.Module):
-    """The policy as DeepSpeed wants it: forward gives the loss to differentiate."""
+    """The model as DeepSpeed wants it: forward gives the loss to differentiate."""
 
-    def __init__(self, policy: VlmPolicy) -> None:
+    def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy = model  # the name is in stored optimiser files
 
     def forward(
-        self, inputs: dict[str, Tensor], actions: Tensor, mask: Tensor
+        self, inputs: dict[str, Tensor], *targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actions [b, k, 7] normalised, mask bool [b, k]; the loss, and detached scalars."""
-        return self.policy.loss(inputs, actions, mask)
+        """targets: of a policy its actions and their mask; the loss, and detached scalars."""
+        return self.policy.loss(inputs, *targets)
 
 
 def accumulation(engine: Engine, batch: int, workers: int) -> tuple[int, int]:
@@ -123,49 +122,49 @@ def _zero(engine: Engine, bucket: int) -> dict[str, Any]:
     return made
 
 
-def start(engine: Engine, policy: VlmPolicy, lr: float, batch: int) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed's engine around the policy, in the process group that is already there."""
+def start(
+    engine: Engine, model: VisionLanguageModel, lr: float, batch: int
+) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed's engine around the model, in the process group that is already there."""
     if engine.checkpointing:
-        policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = policy.optimised_parameters()
+        model.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = model.optimised_parameters()
     numbers = sum(parameter.numel() for parameter in parameters)
-    workers, clip = dist.get_world_size(), policy.recipe.clip_norm
+    workers, clip = dist.get_world_size(), model.recipe.clip_norm
     config = deepspeed_config(engine, batch, workers, clip, numbers)
     if engine.zero == 3:
-        _prepare_stage_3(policy, config)
-    kept = {n: b.clone() for n, b in policy.named_buffers() if b.dtype == torch.float32}
+        _prepare_stage_3(model, config)
+    kept = {n: b.clone() for n, b in model.named_buffers() if b.dtype == torch.float32}
     # DeepSpeed would compile and load a shared-memory module that only inference calls. Its lock
     # outlives a worker killed meanwhile, and every later one would wait on it for ever.
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
     made, *_ = deepspeed.initialize(
-        model=Loss(policy),
-        optimizer=_optimiser(engine, policy, parameters, lr),
+        model=Loss(model),
+        optimizer=_optimiser(engine, model, parameters, lr),
         model_parameters=parameters,
         config=config,
     )
     if workers == 1 and engine.zero == 0:
         made.enable_backward_allreduce = False  # it would copy all gradients twice for nobody
-    for name, buffer in policy.named_buffers():
+    for name, buffer in model.named_buffers():
         if name in kept:  # 16 bits would round the rotary frequencies
             buffer.data = kept[name].to(buffer.device)
     return made
 
 
-def _prepare_stage_3(policy: VlmPolicy, config: dict[str, Any]) -> None:
+def _prepare_stage_3(model: VisionLanguageModel, config: dict[str, Any]) -> None:
     """Fetch a mixture of experts whole: which of its experts run differs between workers."""
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden_width(
-        policy.vlm
-    )
-    blocks = {type(m) for m in policy.modules() if type(m).__name__.endswith("SparseMoeBlock")}
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden_width(model.vlm)
+    blocks = {type(m) for m in model.modules() if type(m).__name__.endswith("SparseMoeBlock")}
     if blocks:
-        deepspeed.utils.set_z3_leaf_modules(policy, list(blocks))
+        deepspeed.utils.set_z3_leaf_modules(model, list(blocks))
 
 
 def _optimiser(
-    engine: Engine, policy: VlmPolicy, parameters: list[nn.Parameter], lr: float
+    engine: Engine, model: VisionLanguageModel, parameters: list[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
-    recipe = policy.recipe
+    recipe = model.recipe
     if engine.optimiser == "offload":
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled on first use
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm4vla.run import Run
+from vlm4vla.stages import TINY_STAGES, stage_of
 
 BENCHMARK = "tabletop"
 LR_SCALE = 100
@@ -19,6 +20,8 @@ IMAGE_PX = {224: 224, 512: 336, 768: 448}
 LEARNED = ("table1", "table3", "table5", "table8")
 """Tables whose runs train as long as the tabletop's recipe says; the others show their shape."""
 SHAPE_STEPS = 200
+CHECKPOINTS = (50, 100, 150, 200, 250)
+"""Steps that Figure 4's boxes are made of, where the paper has 10k to 30k."""
 
 
 def tiny(backbone: str) -> str:
@@ -35,6 +38,7 @@ def shrink(run: Run, table: str) -> Run:
         run,
         backbone=tiny(run.backbone),
         benchmark=BENCHMARK,
+        aux=None if run.aux is None else TINY_STAGES[stage_of(run.aux).name].id,
         lr=None if run.lr is None else scaled(run.lr),
         steps=None if table in LEARNED else SHAPE_STEPS,
         image_px=IMAGE_PX[run.image_px],

@@ -11,6 +11,8 @@ import torch
 from vlm4vla.families.base import Family, Inputs, Template
 from vlm4vla.tokenizers import Tokenizer
 
+Answer = str | Sequence[int]
+"""Text, or ids of the vocabulary."""
 IGNORED = -100
 """Label of a token that no loss is computed on."""
 
@@ -66,7 +68,7 @@ class Prompter:
         return {**self._batch(ids, mask), "query_index": torch.from_numpy(index - slots)}
 
     def questions(
-        self, texts: Sequence[str], answers: Sequence[str] | None, length: int | None
+        self, texts: Sequence[str], answers: Sequence[Answer] | None, length: int | None
     ) -> Inputs:
         """A batch of questions, with labels on each answer and its end where given."""
         prompts = [self.tokens(text) for text in texts]
@@ -82,12 +84,19 @@ class Prompter:
             batch["labels"] = torch.from_numpy(np.where(inside == 1, ids, IGNORED))
         return batch
 
-    def _tails(self, texts: Sequence[str], answers: Sequence[str] | None) -> list[tuple[int, ...]]:
+    def _tails(
+        self, texts: Sequence[str], answers: Sequence[Answer] | None
+    ) -> list[tuple[int, ...]]:
         if answers is None:
             return [()] * len(texts)
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} questions but {len(answers)} answers")
-        return [(*self._tokenizer.encode(answer), *self._end) for answer in answers]
+        return [self.tail(answer) for answer in answers]
+
+    def tail(self, answer: Answer) -> tuple[int, ...]:
+        """Ids of an answer with what closes it."""
+        ids = self._tokenizer.encode(answer) if isinstance(answer, str) else answer
+        return (*ids, *self._end)
 
     def _pad_rows(
         self, rows: list[tuple[int, ...]], texts: Sequence[str], length: int | None

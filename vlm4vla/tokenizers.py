@@ -59,6 +59,8 @@ class Tokenizer(Protocol):
         """Id of one token; ValueError if the vocabulary has no such token."""
         ...
 
+    def decode(self, ids: list[int]) -> str: ...
+
 
 class TinyTokenizer:
     """Whole words of the tabletop's language; any other word falls back to its characters."""

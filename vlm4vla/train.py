@@ -11,77 +11,95 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from envs.api import Benchmark
+from envs.api import TrainingRecipe
 from vlm4vla import checkpoints, optimiser_state
-from vlm4vla.batches import Batch, Batches
+from vlm4vla.batches import Batch
 from vlm4vla.checkpoints import Part, Resumed, Sink
-from vlm4vla.data import profiles
-from vlm4vla.data.dataset import Dataset
-from vlm4vla.data.normalise import Normaliser
-from vlm4vla.engine import DTYPES, Engine, accumulation, start, update
-from vlm4vla.figures import Figures, Row, peak_flops
-from vlm4vla.policies import VlmPolicy, build_policy
+from vlm4vla.engine import Engine, accumulation, start, update
+from vlm4vla.figures import Figures, Row
 from vlm4vla.prompts import to_device
 from vlm4vla.publisher import Publisher
-from vlm4vla.run import Run
+from vlm4vla.vlm import VisionLanguageModel
 from vlm4vla.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 WEIGHTS = "policy.safetensors"
 TIMES = ("step_s", "data_wait_s", "checkpoint_s")
 """Figures that are means over the workers, in seconds."""
 
 
-@dataclass(frozen=True)
-class TrainJob:
-    """One resolved run on one benchmark row, with its prepared demonstrations on local disk."""
+class Feed(Protocol):
+    """The micro-batches of one worker, step by step."""
 
-    run: Run
-    benchmark: Benchmark
-    dataset: Path
-    scratch: Path
-    engine: Engine = field(default_factory=Engine)
-    log_every: int = 50
-    """Steps between two reports, at most; about a second passes if that is fewer."""
-    keep_untrained: bool = False
-    """Also publish the policy before its first step, as step 0, to be compared with."""
+    @property
+    def waited(self) -> float:
+        """Seconds that the last step's batch was waited for."""
+        ...
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, Sequence[Batch]]]:
+        """Steps [first, last), each with this worker's share of the global batch."""
+        ...
+
+    def samples(self, step: int) -> list[int]:
+        """Indices in the data of the global batch of a step."""
+        ...
 
 
-def make_job(
-    run: Run,
-    benchmark: Benchmark,
-    engine: Engine,
-    keep_untrained: bool,
-    dataset: Path,
-    scratch: Path,
-) -> TrainJob:
-    """A job from what is known when it is planned and what a worker adds: its folders."""
-    return TrainJob(
-        run=run.resolved(benchmark.recipe),
-        benchmark=benchmark,
-        dataset=dataset,
-        scratch=scratch,
-        engine=engine,
-        keep_untrained=keep_untrained,
-    )
+class Job(Protocol):
+    """What is trained: a policy (`vlm4vla.policy_job`) or a backbone (`vlm4vla.aux.stage_job`).
+
+    recipe: steps, batch, rates and the steps whose checkpoints are evaluated. log_every: steps
+    between two reports, at most; about a second passes if that is fewer. keep_untrained: also
+    publish the model before its first step, as step 0, to be compared with.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def recipe(self) -> TrainingRecipe: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def scratch(self) -> Path: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def keep_untrained(self) -> bool: ...
+
+    def model(self, weights: Path | None) -> VisionLanguageModel:
+        """What is trained, as it starts, or as a checkpoint's file left it."""
+        ...
+
+    def feed(self, model: Any, rank: int, workers: int, parts: int) -> Feed:
+        """The data of one worker; parts: micro-batches per step."""
+        ...
+
+    def save(self, model: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write `WEIGHTS` and what is needed to use it."""
+        ...
+
+    def share_of_peak(self, workers: int) -> float | None:
+        """What one sample a second makes of all workers' peak; None where nobody knows."""
+        ...
 
 
 class TrainingDivergedError(ValueError):
     """The loss is not finite; the message names the step and the batch's samples."""
 
 
-def train(job: TrainJob, sink: Sink) -> None:
+def train(job: Job, sink: Sink) -> None:
     """Train `job` to its last step, resuming from the sink's last complete checkpoint."""
     torch.set_num_threads(job.engine.threads)
     _join_process_group()
@@ -101,39 +119,22 @@ def _join_process_group() -> None:
 
 
 class _Trainer:
-    def __init__(self, job: TrainJob, sink: Sink, resumed: Resumed) -> None:
-        self.job, self.run, self.sink = job, job.run, sink
+    def __init__(self, job: Job, sink: Sink, resumed: Resumed) -> None:
+        self.job, self.sink = job, sink
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        self.steps, self.batch = _required(job.run.steps), _required(job.run.batch)
+        self.steps, self.batch = job.recipe.steps, job.recipe.batch
         self.step, self.attempt = resumed.step, resumed.attempt
-        self.policy = self._policy(resumed)
-        data = Dataset(job.dataset, self.policy.input_px(job.run.image_px), self.policy.resize)
-        self.policy.normaliser = normaliser = Normaliser(
-            profiles.normalisation(job.benchmark.recipe, job.run.profile), data.manifest.statistics
-        )
-        self.engine = start(job.engine, self.policy, _required(job.run.lr), self.batch)
+        self.model = job.model(None if resumed.folder is None else resumed.folder / WEIGHTS)
+        parts, _ = accumulation(job.engine, self.batch, self.workers)
+        self.feed = job.feed(self.model, self.rank, self.workers, parts)
+        self.engine = start(job.engine, self.model, job.recipe.lr, self.batch)
         if resumed.folder is not None:
             state = sorted(resumed.folder.glob("zero*.safetensors"))
             optimiser_state.restore(self.engine, state)
-            log.info("resumed %s at step %d", self.run.backbone, self.step)
-        parts, _ = accumulation(job.engine, self.batch, self.workers)
-        self.batches = Batches(
-            self.run, job.benchmark, data, self.policy, normaliser, self.rank, self.workers, parts
-        )
+            log.info("resumed %s at step %d", job.name, self.step)
         self.figures = Figures(job.log_every, self.engine.device)
-        self.flops = _flops(self.run, self.workers)
+        self.share = job.share_of_peak(self.workers)
         self.stopped = 0.0
-
-    def _policy(self, resumed: Resumed) -> VlmPolicy:
-        benchmark = self.job.benchmark
-        return build_policy(
-            self.run,
-            benchmark.chunk,
-            overrides=benchmark.recipe.overrides,
-            action_spec=benchmark.action_spec,
-            weights=None if resumed.folder is None else resumed.folder / WEIGHTS,
-            dtype=DTYPES[self.job.engine.precision],
-        )
 
     def loop(self, dog: Watchdog) -> None:
         self.publisher = Publisher(dog.beat)
@@ -147,7 +148,7 @@ class _Trainer:
 
     def _steps(self, dog: Watchdog) -> None:
         ended = time.monotonic()
-        for step, batch in self.batches.steps(self.step, self.steps):
+        for step, batch in self.feed.steps(self.step, self.steps):
             weight, weighted, norm = self._one(step, batch)
             self.step, began, ended = step + 1, ended, time.monotonic()
             self._note(batch, weight, weighted, norm, ended - began)
@@ -165,12 +166,12 @@ class _Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.job, step)
         # Dropout, where a model has it: a function of the place in the run, as data order is.
-        torch.manual_seed(((self.run.seed << 32) + step) * self.workers + self.rank)
-        clip, device = self.policy.recipe.clip_norm, self.engine.device
+        torch.manual_seed(((self.job.seed << 32) + step) * self.workers + self.rank)
+        clip, device = self.model.recipe.clip_norm, self.engine.device
         total = torch.zeros(())
         for part in batch:
             inputs = to_device(part.inputs, device)
-            loss, metrics = self.engine(inputs, part.actions.to(device), part.mask.to(device))
+            loss, metrics = self.engine(inputs, *(target.to(device) for target in part.targets))
             self.engine.backward(loss * part.weight)
             norm = update(self.engine, self.job.engine, clip)
             values = torch.stack(list(metrics.values())) * part.weight
@@ -190,15 +191,15 @@ class _Trainer:
         else:
             return
         raise TrainingDivergedError(
-            f"{what} at step {step} of {self.run.backbone}; lower the learning rate or look at "
-            f"the batch's samples {self.batches.samples(step)}"
+            f"{what} at step {step} of {self.job.name}; lower the learning rate or look at "
+            f"the batch's samples {self.feed.samples(step)}"
         )
 
     def _note(
         self, batch: Sequence[Batch], weight: float, weighted: Row, norm: float | None, took: float
     ) -> None:
         tokens = float(sum(part.tokens for part in batch))
-        times = dict(zip(TIMES, (took, self.batches.waited, self.stopped), strict=True))
+        times = dict(zip(TIMES, (took, self.feed.waited, self.stopped), strict=True))
         weighted["grad_norm"] = weight * (math.nan if norm is None else norm)
         self.figures.add(self.step, weight, weighted, {"tokens": tokens, **times})
         self.stopped = 0.0
@@ -215,8 +216,8 @@ class _Trainer:
         row["lr"] = learning_rate(self.job, int(row["step"]) - 1)
         row["samples_per_s"] = self.batch / took
         row["tokens_per_s"] = row.pop("tokens") / took
-        if self.flops is not None:
-            row["mfu"] = self.flops * self.batch / took
+        if self.share is not None:
+            row["mfu"] = self.share * self.batch / took
         return row
 
     def _wanted(self) -> bool:
@@ -224,7 +225,7 @@ class _Trainer:
         return self._evaluated() or (every is not None and self.step % every == 0)
 
     def _evaluated(self) -> bool:
-        listed = self.job.benchmark.recipe.checkpoints
+        listed = self.job.recipe.checkpoints
         return self.step in (0, self.steps) or (self.step in listed and self.step < self.steps)
 
     def _checkpoint(self) -> None:
@@ -234,7 +235,7 @@ class _Trainer:
         stage = self.job.engine.zero
         holds = self.step > 0 and optimiser_state.holds_a_part(stage)
         state = optimiser_state.snapshot(self.engine) if holds else None
-        weights = checkpoints.copy_weights(self.policy, stage)
+        weights = checkpoints.copy_weights(self.model, stage)
         part = Part(
             step=self.step,
             folder=self.job.scratch / f"step-{self.step:08d}-rank{self.rank}",
@@ -244,37 +245,17 @@ class _Trainer:
             parts=optimiser_state.files(stage) if self.step else 0,
             evaluated=self._evaluated(),
         )
-        self.publisher.submit(
-            partial(
-                checkpoints.send,
-                *(part, self.sink, self.policy, self.run, self.job.benchmark, weights, state),
-            )
-        )
+        save = partial(self.job.save, self.model)
+        self.publisher.submit(partial(checkpoints.send, part, self.sink, save, weights, state))
         self.stopped += time.monotonic() - began
 
 
-def _required(value: T | None) -> T:
-    if value is None:
-        raise ValueError("train a resolved run: call run.resolved(benchmark.recipe) first")
-    return value
-
-
-def _flops(run: Run, workers: int) -> float | None:
-    """Share of all workers' peak that one sample a second makes up; None without a known GPU."""
-    peak = peak_flops()
-    if peak is None:
-        return None
-    from vlm4vla import cost  # counts parameters on the meta device, which takes a while
-
-    return cost.training_flops(run) / cost.samples(run) / (peak * workers)
-
-
-def learning_rate(job: TrainJob, step: int) -> float:
+def learning_rate(job: Job, step: int) -> float:
     """Warm-up, then the recipe's schedule, at step `step` (from 0)."""
-    recipe, lr, steps = job.benchmark.recipe, _required(job.run.lr), _required(job.run.steps)
+    recipe, lr = job.recipe, job.recipe.lr
     if step < recipe.warmup:
         return lr * (step + 1) / recipe.warmup
     if recipe.schedule == "constant":
         return lr
-    progress = (step - recipe.warmup) / max(1, steps - recipe.warmup)
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))

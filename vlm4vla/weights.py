@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Tiny weights shipped with the package, one file per architecture."""
 LM_HEAD = "lm_head.weight"
+PREFIX = "vlm."
+"""Of the backbone's keys among those of what is built on it."""
 
 
 def tiny_file(row: Backbone) -> Path:
@@ -86,6 +88,22 @@ def _tiny_pretrained(row: Backbone, file: Path, dtype: torch.dtype) -> PreTraine
     if LM_HEAD in dict(vlm.named_parameters()) and LM_HEAD not in weights:
         # The file's row ties its head to its words; this one starts from the same values.
         weights[LM_HEAD] = weights[row.modules.embedding + ".weight"]
+    load_weights(vlm, weights, str(file))
+    return vlm
+
+
+def staged(row: Backbone, file: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The row's model with the weights that an auxiliary stage left in `file`.
+
+    Words that a stage added to a tiny vocabulary for its answers are left out.
+    """
+    vlm, weights = unfilled(row, dtype), load_file(file)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    state = vlm.state_dict(keep_vars=True)
+    for words in (row.modules.embedding, row.modules.lm_head):
+        name = f"{words}.weight"
+        if name in weights:
+            weights[name] = weights[name][: len(state[name])]
     load_weights(vlm, weights, str(file))
     return vlm
 

@@ -263,4 +263,5 @@ def _stage(aux: str | None) -> str | None:
     """An auxiliary stage by its name, whatever its id or backbone."""
     if aux is None:
         return None
-    return next((name for name in STAGES if aux.startswith(name)), aux)
+    full = aux.removeprefix("tiny-")
+    return next((name for name in STAGES if full.startswith(name)), aux)

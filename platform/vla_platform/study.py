@@ -16,6 +16,7 @@ from vla_platform.cluster import Cluster
 from vla_platform.contest import Rules, Standing
 from vla_platform.demos import Demonstrations
 from vla_platform.ledger import Ledger
+from vla_platform.stages import Stage
 from vla_platform.store import Store
 from vla_platform.trial import AnyRun, Science, Setting, Trial, training_of
 from vla_platform.tuning import Objective, Search, figures, folder, search
@@ -28,7 +29,8 @@ class Study:
     """Scores runs on one store and one cluster.
 
     states: initial states per task that choose; confirm: fresh ones per task for each winner;
-    error: see `Rules`. untrained: trainings also keep the policy of step 0.
+    error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
+    checkpoints: steps to score instead of those of the benchmark's recipe.
     """
 
     store: Store
@@ -38,17 +40,23 @@ class Study:
     states: int | None = None
     confirm: int = 0
     error: float | None = 0.05
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    checkpoints: tuple[int, ...] = ()
     _settings: dict[str, Setting] = field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
         """Of a benchmark: its published data where they are prepared, else an expert's."""
         if name not in self._settings:
             row = benchmark(name)
+            if self.checkpoints:
+                recipe = dataclasses.replace(row.recipe, checkpoints=self.checkpoints)
+                row = dataclasses.replace(row, recipe=recipe)
             fingerprint = evaluation.environment(Ledger(self.store), row)
             published = artifacts.dataset_exists(self.store, row.dataset)
             expert = None if published else Demonstrations.of(row, row.tasks)
             self._settings[name] = Setting(
-                self.store, row, self.cluster, self.science, fingerprint, expert, self._rules(name)
+                *(self.store, row, self.cluster, self.science, fingerprint, expert),
+                *(self._rules(name), self.stages),
             )
         return self._settings[name]
 
@@ -60,6 +68,11 @@ class Study:
         """The run's score if the store has all of it."""
         setting = self.setting(run.benchmark)
         return Trial(setting, training_of(setting, self.completed(run))).standing()
+
+    def by_step(self, run: AnyRun) -> dict[int, float]:
+        """Scores of the run's checkpoints in the store: Figure 4's boxes."""
+        setting = self.setting(run.benchmark)
+        return Trial(setting, training_of(setting, self.completed(run))).by_step()
 
     def score(
         self, runs: Sequence[AnyRun], wanted: Search, make_run: MakeRun

@@ -12,6 +12,8 @@ from ray.tune import ResultGrid
 
 from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
+from vla_platform.stages import Stage, record
+from vla_platform.store import Store
 from vla_platform.study import Study, row_of, score_text
 from vla_platform.tables import aligned
 from vla_platform.trial import Science
@@ -55,8 +57,8 @@ def add_running(made: Any) -> None:
     made.add_argument("--max-gpu-hours", type=float, help="begin nothing more after so many")
 
 
-def study(args: argparse.Namespace, science: Science) -> Study:
-    """ValueError for flags that contradict each other."""
+def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = ()) -> Study:
+    """ValueError for flags that contradict each other. stages: that runs may start from."""
     if not 0 <= args.error < 1:
         raise ValueError(f"--error is a probability: {args.error} is not between 0 and 1")
     return Study(
@@ -67,6 +69,7 @@ def study(args: argparse.Namespace, science: Science) -> Study:
         states=args.states or (LAPTOP_STATES if args.preset == "laptop" else None),
         confirm=args.confirm,
         error=args.error or None,
+        stages={stage.id: stage for stage in stages},
     )
 
 
@@ -103,9 +106,13 @@ def conclude(
     asked: int,
     columns: Sequence[str],
     across_seeds: AcrossSeeds,
+    more: Callable[[Any], Mapping[str, Any]] = lambda run: {},
 ) -> int:
-    """Print and write the rows of scored runs; 1 when some are missing."""
-    rows = [row_of(run, standing) for run, standing in scored.items()]
+    """Print and write the rows of scored runs; 1 when some are missing.
+
+    more: what else a run's row is to hold.
+    """
+    rows = [{**row_of(run, standing), **more(run)} for run, standing in scored.items()]
     cli.write_json(args.json, rows)
     lines = [[*columns, BEST], *([*_named(row, columns), score_text(row)] for row in rows)]
     print(f"\n{aligned(lines)}\n")  # noqa: T201
@@ -113,6 +120,17 @@ def conclude(
     if asked > len(scored):
         print(f"{asked - len(scored)} runs have no score; the same command continues")  # noqa: T201
     return int(asked > len(scored))
+
+
+def show_stages(store: Store, stages: Sequence[Stage]) -> None:
+    """Print what each stage's metrics were before and after it."""
+    lines = [["stage", "questions", "before", "after", "asked"]]
+    for stage in stages:
+        told = record(store, stage.id) or {"before": {}, "after": {}}
+        for name, after in told["after"].items():
+            shares = [f"{each['score']:.1%}" for each in (told["before"][name], after)]
+            lines.append([stage.name, name, *shares, str(after["asked"])])
+    print(f"\n{aligned(lines)}")  # noqa: T201
 
 
 def show_search(args: argparse.Namespace, results: ResultGrid, columns: Sequence[str]) -> int:

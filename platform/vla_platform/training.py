@@ -44,7 +44,8 @@ SAY_EVERY_S = 10.0
 SHOWN = ("loss", "pose_loss", "gripper_accuracy", "samples_per_s")
 """Figures of a progress line; all of them go to the store."""
 Train = Callable[[Any, Any], None]
-MakeJob = Callable[[Path, Path], Any]
+MakeJob = Callable[..., Any]
+"""(dataset folder, scratch folder), and the file of the weights to start from if there is one."""
 
 
 def fit(
@@ -56,14 +57,16 @@ def fit(
     cluster: Cluster,
     title: str,
     steps: int,
+    start: artifacts.Checkpoint | None = None,
 ) -> list[artifacts.Checkpoint]:
     """Train one run to its end and return its complete checkpoints.
 
     train: the loop, called in every worker with (job, sink). make_job: builds the job from
-    the dataset's local folder and a scratch folder. An error in `FINAL` is raised at once;
+    the dataset's local folder, a scratch folder and, where there is a `start`, the file of its
+    weights. An error in `FINAL` is raised at once;
     any other once `MAX_FAILURES` restarts in a row got no further.
     """
-    worker = _Worker(train, make_job, run, dataset, store, title, steps)
+    worker = _Worker(train, make_job, run, dataset, store, title, steps, start)
     failures, reached = 0, -1
     while True:
         try:
@@ -140,9 +143,10 @@ class _Worker:
         store: Store,
         title: str,
         steps: int,
+        start: artifacts.Checkpoint | None,
     ) -> None:
         self.train, self.make_job, self.run, self.dataset = train, make_job, run, dataset
-        self.store, self.title, self.steps = store, title, steps
+        self.store, self.title, self.steps, self.start = store, title, steps, start
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -151,7 +155,8 @@ class _Worker:
     def __call__(self) -> None:
         with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
             scratch = Path(name)
-            job = self.make_job(artifacts.fetch_dataset(self.store, self.dataset), scratch)
+            folder = artifacts.fetch_dataset(self.store, self.dataset)
+            job = self.make_job(folder, scratch, *self._start())
             show = ProgressLine(self.title, self.steps)
             sink = StoreSink(self.store, self.run, scratch, show, self.noticed)
             try:
@@ -159,6 +164,11 @@ class _Worker:
             finally:
                 sink.curves.close()
         log.info("rank %d finished", ray.train.get_context().get_world_rank())
+
+    def _start(self) -> list[Path]:
+        if self.start is None:
+            return []
+        return [artifacts.fetch_policy(self.store, self.start) / artifacts.WEIGHTS]
 
 
 class Notices:

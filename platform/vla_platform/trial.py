@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from envs.api import Benchmark, TrainingRecipe
-from vla_platform import artifacts, demos, training
+from vla_platform import artifacts, demos, stages, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
 from vla_platform.cluster import Cluster
@@ -26,17 +26,16 @@ from vla_platform.inference import LoadPolicy
 from vla_platform.lease import turns
 from vla_platform.ledger import Ledger
 from vla_platform.rollouts import Pool
+from vla_platform.stages import Stage, StageScience
 from vla_platform.store import Store
 
 POLL_S = 0.5
 """How often the store is asked for new checkpoints, or for a lease that another holds."""
 
 
-class Science(Judge, Protocol):
+class Science(Judge, StageScience, Protocol):
     """What runs need of the models' side: the module `vlm4vla.science`, handed in by the job."""
 
-    @property
-    def train(self) -> training.Train: ...
     @property
     def load_policy(self) -> LoadPolicy: ...
     @property
@@ -45,8 +44,7 @@ class Science(Judge, Protocol):
     def build_manifest(self) -> demos.Finish: ...
     @property
     def make_job(self) -> Callable[..., Any]: ...
-    @property
-    def Engine(self) -> Callable[..., Any]: ...  # noqa: N802
+    def stage_of(self, aux: str) -> Stage: ...
 
 
 class AnyRun(Protocol):
@@ -60,25 +58,30 @@ class AnyRun(Protocol):
     def policy(self) -> str: ...
     @property
     def steps(self) -> int | None: ...
+    @property
+    def aux(self) -> str | None: ...
     def resolved(self, recipe: TrainingRecipe) -> Any: ...
     def id(self, benchmark: Benchmark) -> str: ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run to be trained. id: the run's. make_job: (dataset folder, scratch) to its job."""
+    """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
+    backbone is fine-tuned on first, if anything."""
 
     name: str
     id: str
     steps: int
     make_job: training.MakeJob
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)
 class Setting:
     """What all runs on one benchmark share. fingerprint: of the simulator's environment.
 
-    demonstrations: the expert's to train on; None for the benchmark's published ones.
+    demonstrations: the expert's to train on; None for the benchmark's published ones. stages:
+    by id, besides those that the science knows.
     """
 
     store: Store
@@ -88,6 +91,7 @@ class Setting:
     fingerprint: str
     demonstrations: Demonstrations | None
     rules: Rules
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -150,6 +154,11 @@ class Trial:
             report(Landed(checkpoint.step, score, best))
         return contest.finish()
 
+    def by_step(self) -> dict[int, float]:
+        """The best horizon's mean outcome of each checkpoint that the store has."""
+        contest, found = self._contest(), published(self.setting, self.run)
+        return {each.step: max(contest.enter(each).values()) for each in found}
+
     def _contest(self) -> Contest:
         return Contest(
             Ledger(self.setting.store),
@@ -206,7 +215,8 @@ def training_of(setting: Setting, run: AnyRun) -> Training:
         science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
     )
     name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
-    return Training(name, run.id(row), run.steps, make_job)
+    stage = run.aux and (setting.stages.get(run.aux) or science.stage_of(run.aux))
+    return Training(name, run.id(row), run.steps, make_job, stage or None)
 
 
 def steps(setting: Setting, run: Training) -> list[int]:
@@ -226,6 +236,12 @@ def ensure_trained(setting: Setting, run: Training) -> float:
     for lease in turns(setting.store, f"training/{run.id}", lambda: _trained(setting, run)):
         with lease:
             ensure_dataset(setting)
+            start = None
+            if run.stage is not None:
+                data = {setting.benchmark.name: setting.dataset}
+                start = stages.ensure(
+                    setting.store, setting.cluster, setting.science, run.stage, data
+                )
             training.fit(
                 setting.science.train,
                 run.make_job,
@@ -235,6 +251,7 @@ def ensure_trained(setting: Setting, run: Training) -> float:
                 setting.cluster,
                 run.name,
                 run.steps,
+                start,
             )
             spent = time.monotonic() - began
     return spent

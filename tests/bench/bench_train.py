@@ -41,8 +41,9 @@ from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import Engine, Loss
 from vlm4vla.policies import build_policy
+from vlm4vla.policy_job import TrainJob
 from vlm4vla.run import Run
-from vlm4vla.train import TrainJob, learning_rate, train
+from vlm4vla.train import learning_rate, train
 
 OUT = Path(__file__).parent / "train.json"
 BACKBONE = "tiny-qwen3vl-2b"
@@ -78,7 +79,7 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
     for step, (part,) in batches.steps(0, ENDLESS):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(job, step)
-        loss, _ = module(part.inputs, part.actions, part.mask)
+        loss, _ = module(part.inputs, *part.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

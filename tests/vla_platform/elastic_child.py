@@ -21,8 +21,9 @@ from vla_platform.store import open_store
 
 from tests.vlm4vla.train_worker import ROW, make_dataset
 from vlm4vla.engine import Engine
+from vlm4vla.policy_job import make_job
 from vlm4vla.run import Run
-from vlm4vla.train import make_job, train
+from vlm4vla.train import train
 
 
 def waiting_train(folder, job, sink):

@@ -19,8 +19,9 @@ from envs import tabletop
 from envs.benchmarks import benchmark
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
+from vlm4vla.policy_job import make_job
 from vlm4vla.run import Run
-from vlm4vla.train import make_job, train
+from vlm4vla.train import train
 
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=(2, 4), warmup=1))

@@ -19,8 +19,9 @@ from vla_platform.store_sink import StoreSink
 
 from tests.seaweed import credentials, seaweed
 from tests.vlm4vla.train_worker import ROW, make_dataset
+from vlm4vla.policy_job import TrainJob
 from vlm4vla.run import Run
-from vlm4vla.train import TrainJob, train
+from vlm4vla.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "run"

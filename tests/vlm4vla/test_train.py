@@ -14,8 +14,9 @@ from envs.experts.tabletop import demonstrate
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import DTYPES, Engine, accumulation
 from vlm4vla.export import load_policy
+from vlm4vla.policy_job import TrainJob
 from vlm4vla.run import Run
-from vlm4vla.train import TrainingDivergedError, TrainJob, train
+from vlm4vla.train import TrainingDivergedError, train
 
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=(2, 4), warmup=1))

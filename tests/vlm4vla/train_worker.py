@@ -21,8 +21,9 @@ from envs.benchmarks import benchmark
 from envs.experts.tabletop import demonstrate
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
+from vlm4vla.policy_job import TrainJob
 from vlm4vla.run import Run
-from vlm4vla.train import TrainJob, train
+from vlm4vla.train import train
 
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=(2, 4, 6), warmup=1))

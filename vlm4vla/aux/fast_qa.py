@@ -79,14 +79,6 @@ def whole_chunks(actions: Float[np.ndarray, "T 7"], length: int) -> Float[np.nda
     return actions[starts[:, None] + np.arange(length)]
 
 
-def chunks_of(demonstrations: Iterable[Demonstration], length: int) -> Float[np.ndarray, "N k 7"]:
-    """The chunks of all demonstrations, to fit a tokenizer on; ValueError if all are shorter."""
-    found = np.concatenate([whole_chunks(demo.actions, length) for demo in demonstrations])
-    if not len(found):
-        raise ValueError(f"no demonstration has {length} actions: ask for shorter chunks")
-    return found
-
-
 def samples(
     demonstrations: Iterable[Demonstration], words: ActionWords, every: int = 1
 ) -> Iterator[Sample]:

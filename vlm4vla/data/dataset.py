@@ -161,7 +161,7 @@ class Dataset:
         self.actions = _actions(table)
         self.instructions: list[str] = table["instruction"].to_pylist()
         self.last = _last_frames(table["episode"].to_numpy())
-        self.images = _decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
+        self.images = decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
 
     @staticmethod
     def _shard(folder: Path, shard: Shard) -> pa.Table:
@@ -194,7 +194,7 @@ def _last_frames(episodes: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ends, np.arange(len(episodes)))]
 
 
-def _decoded(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> np.ndarray:
+def decoded(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> np.ndarray:
     """The decoded cache; one worker of a node builds it while the others wait."""
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -211,7 +211,10 @@ def _decode_to(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> 
 
     def fill(first: int) -> None:
         block = images.slice(first, 256).to_pylist()
-        out[first : first + len(block)] = resize(np.stack([decode(data) for data in block]))
+        # One by one, because published pictures differ in size.
+        out[first : first + len(block)] = np.concatenate(
+            [resize(np.stack([decode(d)])) for d in block]
+        )
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(fill, range(0, len(images), 256)))

@@ -12,11 +12,16 @@ def batch_at(seed: int, step: int, batch: int, samples: int) -> np.ndarray:
 
     Every epoch visits each sample once in a fresh permutation; a batch may span two epochs.
     """
+    return draws(seed, step * batch, (step + 1) * batch, samples)
+
+
+def draws(seed: int, first: int, last: int, samples: int) -> np.ndarray:
+    """Indices int64 [last - first] of draws [first, last) from the same endless epochs."""
     if samples < 1:
         raise ValueError("the dataset has no samples")
-    positions = np.arange(step * batch, (step + 1) * batch)
+    positions = np.arange(first, last)
     epochs = positions // samples
-    out = np.empty(batch, np.int64)
+    out = np.empty(last - first, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         out[here] = _permutation(seed, int(epoch), samples)[positions[here] % samples]

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from envs.api import ActionSpec, did_you_mean
 from vlm4vla import weights as stored
-from vlm4vla.backbones import backbone
+from vlm4vla.backbones import Backbone, backbone
 from vlm4vla.policies.action_query import ActionQueryPolicy
 from vlm4vla.policies.base import Normaliser, VlmPolicy
 from vlm4vla.policies.openvla import OpenVlaPolicy
 from vlm4vla.policies.pi0 import Pi0Policy
 from vlm4vla.recipe import RECIPES
 from vlm4vla.run import Run
+from vlm4vla.stages import stage_of
 from vlm4vla.tokenizers import tokenizer_of
 
 POLICIES: Mapping[str, type[VlmPolicy]] = {
@@ -37,6 +38,7 @@ def build_policy(
     overrides: Mapping[str, Any] | None = None,
     action_spec: ActionSpec | None = None,
     source: str | Path | None = None,
+    stage: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> VlmPolicy:
     """The policy of a run, frozen as the run says; random parts are seeded by `run.seed`.
@@ -44,6 +46,7 @@ def build_policy(
     overrides: fields of the profile's Recipe that the benchmark sets otherwise.
     weights: a safetensors file of a whole trained policy (no backbone weights are read then).
     source: a local folder of the backbone's weights and tokenizer, instead of the hub.
+    stage: a safetensors file of the auxiliary stage that the run starts from.
     """
     if run.policy not in POLICIES:
         raise did_you_mean("policy", run.policy, POLICIES)
@@ -52,6 +55,8 @@ def build_policy(
         torch.manual_seed(run.seed)
         if weights is not None:
             vlm = stored.unfilled(row, dtype)
+        elif run.aux is not None:
+            vlm = _staged(run.aux, row, stage, dtype)
         elif run.init == "scratch":
             vlm = stored.from_scratch(row, dtype)
         else:
@@ -71,6 +76,19 @@ def build_policy(
         stored.load_weights(policy, load_file(weights), str(weights))
     policy.freeze(run.freeze)
     return policy
+
+
+def _staged(aux: str, row: Backbone, file: Path | None, dtype: torch.dtype) -> Any:
+    """The backbone as its stage left it: trained here, or published."""
+    if file is not None:
+        return stored.staged(row, file, dtype)
+    published = stage_of(aux).weights
+    if published is None:
+        raise ValueError(
+            f"the run starts from the auxiliary stage {aux}, whose weights were not passed: "
+            "train the stage first, or train the run through the platform, which does"
+        )
+    return stored.pretrained(row, published, dtype)
 
 
 __all__ = ["POLICIES", "ActionQueryPolicy", "Normaliser", "VlmPolicy", "build_policy"]

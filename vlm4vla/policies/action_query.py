@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm4vla.families import Inputs
-from vlm4vla.policies.base import VlmPolicy, hidden_width
+from vlm4vla.policies.base import VlmPolicy
 from vlm4vla.policies.head import POSE, ActionHead
 from vlm4vla.prompts import to_device
+from vlm4vla.vlm import hidden_width
 
 if TYPE_CHECKING:
     from vlm4vla.backbones import Backbone

@@ -1,0 +1,75 @@
+"""How well a stage's backbone answers held-out questions, before and after the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm4vla.aux.metrics import METRICS
+from vlm4vla.aux.questions import Questions
+from vlm4vla.aux.sft import Answering, build
+from vlm4vla.aux.stage_job import fitting
+from vlm4vla.engine import DTYPES
+from vlm4vla.stages import AuxStage
+
+ASKED = 256
+"""Held-out questions of each row that are asked, at most."""
+TOGETHER = 32
+LONGEST = 128
+"""Ids after which an answer is cut off."""
+
+
+def score_stage(
+    stage: AuxStage, dataset: Path, weights: Path | None, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Mean score by "row of the table/kind", with how many were asked, and what was left out.
+
+    dataset: the stage's prepared questions. weights: the trained stage's file; None scores the
+    backbone as the stage found it.
+    """
+    questions = Questions(dataset)
+    model = build(stage, questions.words(), weights, DTYPES[precision]).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    scores = {
+        name: _scores(model, stage, questions, numbers[:: max(1, len(numbers) // ASKED)][:ASKED])
+        for name, numbers in questions.held_out.items()
+    }
+    means = {
+        f"{name}/{kind}": {"score": float(np.mean(found)), "asked": len(found)}
+        for name, by_kind in scores.items()
+        for kind, found in by_kind.items()
+    }
+    bad = [*questions.manifest.bad, *fitting(questions, model)[1]]
+    return {"scores": means, "left_out": bad, "counts": dict(questions.manifest.counts)}
+
+
+def _scores(
+    model: Answering, stage: AuxStage, questions: Questions, numbers: np.ndarray
+) -> Mapping[str, list[float]]:
+    """Scores of the questions by kind of answer."""
+    pictures = questions.pictures(model.input_px(stage.image_px), model.resize)
+    found: dict[str, list[float]] = {}
+    for first in range(0, len(numbers), TOGETHER):
+        some = numbers[first : first + TOGETHER]
+        asked = [questions.questions[number] for number in some]
+        longest = max(len(model.questioner.tail(questions.answers[n])) for n in some)
+        said = model.answers(pictures(some), asked, min(longest, LONGEST))
+        for number, ids in zip(some, said, strict=True):
+            kind = questions.kinds[number]
+            found.setdefault(kind, []).append(_score(model, questions, number, ids))
+    return found
+
+
+def _score(model: Answering, questions: Questions, number: int, ids: tuple[int, ...]) -> float:
+    """Of ids against ids the share that is right, in place; of texts what their kind says."""
+    truth = questions.answers[number]
+    if not isinstance(truth, str):
+        return sum(a == b for a, b in zip(ids, truth, strict=False)) / max(len(truth), len(ids), 1)
+    said = model.tokenizer.decode(list(ids))
+    # Through the same tokenizer, which may spread words and digits by blanks.
+    plain = model.tokenizer.decode(model.tokenizer.encode(truth))
+    return METRICS[questions.kinds[number]](said, plain, questions.regions(number))

@@ -1,0 +1,96 @@
+"""A backbone that learns to answer questions about pictures, in its family's own chat format.
+
+Shape suffixes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlm4vla import weights as stored
+from vlm4vla.backbones import backbone
+from vlm4vla.families import Inputs
+from vlm4vla.families.base import computed_once
+from vlm4vla.policies.openvla import grow_vocabulary
+from vlm4vla.prompts import to_device
+from vlm4vla.recipe import PAPER
+from vlm4vla.stages import AuxStage
+from vlm4vla.tokenizers import tokenizer_of
+from vlm4vla.vlm import VisionLanguageModel
+
+
+class Answering(VisionLanguageModel):
+    """A vision-language model whose loss is on answers, and which answers greedily."""
+
+    def loss(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over the answers' tokens and what closes them."""
+        loss, found = self.text_loss(inputs)
+        return loss, {"loss": found["text_loss"], "token_accuracy": found["text_accuracy"]}
+
+    @torch.no_grad()
+    def answers(
+        self, images: UInt8[np.ndarray, "B H W 3"], questions: Sequence[str], most: int
+    ) -> list[tuple[int, ...]]:
+        """Ids of each answer, word by word, up to its end or `most` ids.
+
+        The picture is looked at once, and the whole prompt runs for each word: a cache of keys
+        would save most of that, and cost a path of its own in every family.
+        """
+        end = self.questioner.tail("")[0]
+        prompts = [len(self.questioner.tokens(question)) for question in questions]
+        length = min(max(prompts) + most, self.questioner.context)
+        inputs = to_device(self.prepare_text(images, questions, length=length), self.device)
+        rows = torch.arange(len(prompts), device=self.device)
+        place, said = inputs["last_index"], list[Tensor]()
+        with computed_once(self.vlm.get_submodule(self.row.modules.vision)):
+            for _ in range(min(most, length - max(prompts))):
+                hidden = self.family.hidden(self.vlm, inputs, self.recipe)
+                word = self.family.logits(self.vlm, hidden[rows, place]).argmax(-1)
+                said.append(word)
+                place = place + 1
+                inputs["input_ids"][rows, place] = word
+                inputs["attention_mask"][rows, place] = 1
+                if all(end in column for column in torch.stack(said, 1).tolist()):
+                    break
+        return [_until(end, row) for row in torch.stack(said, 1).tolist()]
+
+
+def _until(end: int, ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(ids[: ids.index(end)] if end in ids else ids)
+
+
+def build(
+    stage: AuxStage, words: int, weights: Path | None, dtype: torch.dtype = torch.float32
+) -> Answering:
+    """The stage's backbone as it starts, or as a checkpoint's file left it; frozen as it says.
+
+    words: one past the largest id among the answers; tiny vocabularies grow to hold it.
+    """
+    row = backbone(stage.backbone)
+    vlm: Any
+    recipe = dataclasses.replace(PAPER, clip_norm=stage.clip_norm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.seed)
+        if weights is not None:
+            vlm = stored.unfilled(row, dtype)
+        elif stage.init == "scratch":
+            vlm = stored.from_scratch(row, dtype)
+        else:
+            vlm = stored.pretrained(row, None, dtype)
+        have = vlm.get_input_embeddings().weight.shape[0]
+        if words > have:
+            grow_vocabulary(vlm, range(have, words))
+        model = Answering(row, vlm, tokenizer_of(row), recipe, stage.image_px)
+    if weights is not None:
+        stored.load_weights(model, load_file(weights), str(weights))
+    model.freeze(stage.freeze)
+    return model

@@ -1,0 +1,169 @@
+"""The training of an auxiliary stage: what the loop of `vlm4vla.train` is told about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from envs.api import TrainingRecipe
+from vlm4vla.aux.order import Order
+from vlm4vla.aux.questions import Questions
+from vlm4vla.aux.sft import Answering, build
+from vlm4vla.batches import Batch
+from vlm4vla.data.order import share
+from vlm4vla.engine import DTYPES, Engine
+from vlm4vla.export import DESCRIPTION, WEIGHTS
+from vlm4vla.stages import AuxStage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage with its prepared questions on local disk; see `vlm4vla.train.Job`."""
+
+    stage: AuxStage
+    dataset: Path
+    scratch: Path
+    engine: Engine = field(default_factory=Engine)
+    log_every: int = 50
+    keep_untrained: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def seed(self) -> int:
+        return self.stage.seed
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        stage = self.stage
+        return TrainingRecipe(
+            steps=stage.steps,
+            batch=stage.batch,
+            lr=stage.lr,
+            checkpoints=(),
+            warmup=stage.warmup,
+            schedule=stage.schedule,
+        )
+
+    @cached_property
+    def questions(self) -> Questions:
+        return Questions(self.dataset)
+
+    def model(self, weights: Path | None) -> Answering:
+        dtype = DTYPES[self.engine.precision]
+        return build(self.stage, self.questions.words(), weights, dtype)
+
+    def feed(self, model: Answering, rank: int, workers: int, parts: int) -> Asked:
+        return Asked(self.stage, self.questions, model, rank, workers, parts)
+
+    def save(self, model: Answering, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_file(dict(weights), folder / WEIGHTS)
+        told = {"stage": dataclasses.asdict(self.stage), "words": self.questions.words()}
+        (folder / DESCRIPTION).write_text(json.dumps(told, indent=1))
+
+    def share_of_peak(self, workers: int) -> None:
+        return None
+
+
+def make_stage_job(stage: AuxStage, engine: Engine, dataset: Path, scratch: Path) -> StageJob:
+    """A job from what is known when it is planned and what a worker adds: its folders."""
+    return StageJob(stage, dataset, scratch, engine)
+
+
+class Asked:
+    """What worker `rank` of `workers` computes at each step; one batch is prepared ahead.
+
+    parts: micro-batches per step. waited: seconds the last batch was waited for.
+    """
+
+    def __init__(
+        self,
+        stage: AuxStage,
+        questions: Questions,
+        model: Answering,
+        rank: int,
+        workers: int,
+        parts: int,
+    ) -> None:
+        self.questions, self.model, self.workers, self.parts = questions, model, workers, parts
+        usable, long = fitting(questions, model)
+        for why in long:
+            log.warning("left out of %s: %s", stage.name, why)
+        shares = dict(stage.mixture)
+        self.order = Order(usable, shares, questions.size, stage.batch, stage.seed)
+        self.pictures = questions.pictures(model.input_px(stage.image_px), model.resize)
+        mine = range(stage.batch)[share(stage.batch, rank, workers)]
+        self.slots = [mine[share(len(mine), part, parts)] for part in range(parts)]
+        self.waited = 0.0
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Batch]]]:
+        """Steps [first, last); a thread prepares the next while one is computed."""
+        with ThreadPoolExecutor(1, "questions") as ahead:
+            future = ahead.submit(self._prepare, first)
+            for step in range(first, last):
+                began = time.monotonic()
+                batch = future.result()
+                self.waited = time.monotonic() - began
+                if step + 1 < last:
+                    future = ahead.submit(self._prepare, step + 1)
+                yield step, batch
+
+    def samples(self, step: int) -> list[int]:
+        """Numbers of the questions of the global batch of a step."""
+        return self.order.at(step).tolist()
+
+    def _prepare(self, step: int) -> list[Batch]:
+        numbers = self.order.at(step)
+        tails = [len(self.model.questioner.tail(self.questions.answers[n])) for n in numbers]
+        weigh = self.workers * self.parts / sum(tails)
+        return [self._part(numbers[slots.start : slots.stop], weigh) for slots in self.slots]
+
+    def _part(self, numbers: np.ndarray, weigh: float) -> Batch:
+        inputs = self.model.prepare_text(
+            self.pictures(numbers),
+            [self.questions.questions[number] for number in numbers],
+            [self.questions.answers[number] for number in numbers],
+        )
+        answered = int((inputs["labels"] >= 0).sum())
+        tokens = int(inputs["attention_mask"].sum())
+        return Batch(inputs, (), weight=answered * weigh, tokens=tokens)
+
+
+def fitting(
+    questions: Questions, model: Answering
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Numbers to train on, by row of the table, and why the others do not fit the context."""
+    prompter = model.questioner
+    room = prompter.context - len(prompter.tokens("")) - len(prompter.tail(""))
+    long = {}
+    for numbers in questions.trained.values():
+        for number in numbers:
+            text, answer = questions.questions[number], questions.answers[number]
+            # No tokenizer makes more tokens than there are bytes, so few have to be counted.
+            spelled = answer.encode() if isinstance(answer, str) else answer
+            if len(text.encode()) + len(spelled) <= room:
+                continue
+            needed = len(prompter.tokens(text)) + len(prompter.tail(answer))
+            if needed > prompter.context:
+                long[number] = (
+                    f"{questions.where[number]}: needs {needed} tokens of {prompter.context}"
+                )
+    usable = {
+        name: numbers[~np.isin(numbers, list(long))] for name, numbers in questions.trained.items()
+    }
+    return usable, tuple(long.values())
