@@ -170,13 +170,11 @@ def questions(
     Of each pair and relation one question is asked, if its answer is clear.
     """
     margins = margins or Margins()
-    pairs = list(itertools.combinations(askable(things, camera, margins), 2))
-    asked = [
-        question
-        for pair in pairs
-        for name in (*RELATIONS, "distance")
-        for question in _ask(name, *_shuffled(rng, pair), rng, margins)
-    ]
+    asked: list[Question] = []
+    for pair in itertools.combinations(askable(things, camera, margins), 2):
+        for name in (*RELATIONS, "distance"):
+            a, b = _shuffled(rng, pair)
+            asked += _ask(name, a, b, rng, margins)
     return _shuffled(rng, asked)[:count]
 
 
