@@ -39,9 +39,6 @@ class Prompter:
         self._image = slice(len(self._head) - image_tokens, len(self._head))
         self._pad = tokenizer.token_id(family.pad_token)
         self._end = tokenizer.encode(template.end)
-        after = tokenizer.encode(template.after.format(text=""))
-        self.reserved = frozenset((*self._head, *after, *self._end, self._pad))
-        """Ids that every prompt uses, so that no other meaning may be given to them."""
         # A run has few distinct sentences; each is tokenised once.
         self.tokens = lru_cache(maxsize=65_536)(self._tokens)
 

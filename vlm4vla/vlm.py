@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,7 +101,13 @@ class VisionLanguageModel(nn.Module):
         """Cross-entropy on the answers of a `prepare_text` batch, over answer tokens alone."""
         inputs = to_device(inputs, self.device)
         hidden = self.family.hidden(self.vlm, inputs, self.recipe)
-        labels = inputs["labels"][:, 1:]
+        return self.answer_loss(hidden, inputs["labels"])
+
+    def answer_loss(
+        self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same from the batch's hidden states."""
+        labels = labels[:, 1:]
         answered = labels >= 0
         logits = self.family.logits(self.vlm, hidden[:, :-1][answered])
         loss = functional.cross_entropy(logits.float(), labels[answered])

@@ -95,10 +95,12 @@ def _tiny_pretrained(row: Backbone, file: Path, dtype: torch.dtype) -> PreTraine
 def staged(row: Backbone, file: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The row's model with the weights that an auxiliary stage left in `file`.
 
-    Words that a stage added to a tiny vocabulary for its answers are left out.
+    Words that a stage added to a tiny vocabulary for its answers are left out, and so is what
+    it trained beside the backbone.
     """
     vlm, weights = unfilled(row, dtype), load_file(file)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    own = (name for name in weights if name.startswith(PREFIX))
+    weights = {name.removeprefix(PREFIX): weights[name] for name in own}
     state = vlm.state_dict(keep_vars=True)
     for words in (row.modules.embedding, row.modules.lm_head):
         name = f"{words}.weight"

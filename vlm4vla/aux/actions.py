@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float
 
 from envs.api import Demonstration
@@ -22,14 +21,11 @@ from vlm4vla.aux.datasets import VqaDataset
 from vlm4vla.aux.fast import VOCABULARY, Fast
 from vlm4vla.aux.fast_qa import ActionWords, samples, whole_chunks
 from vlm4vla.aux.samples import Sample
-from vlm4vla.aux.sft import Answering
-from vlm4vla.backbones import Backbone, backbone
+from vlm4vla.backbones import backbone
 from vlm4vla.data import profiles
 from vlm4vla.data.dataset import MANIFEST, Manifest
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.data.prepared import Prepared
-from vlm4vla.families import family_of
-from vlm4vla.recipe import PAPER
 from vlm4vla.tokenizers import tokenizer_of
 
 TINY_VOCABULARY = 256
@@ -57,16 +53,9 @@ def action_samples(
         fast.save(Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             put(path.name, path.read_bytes())
-    spelled = ActionWords.of(fast, unweighted(model))
+    spelled = ActionWords.of(fast, model, tokenizer_of(model))
     every = max(1, len(chunks) // row.samples)
     return itertools.islice(samples(_demonstrations(folder), spelled, every), row.samples)
-
-
-def unweighted(row: Backbone) -> Answering:
-    """A model without numbers, for its prompts and its vocabulary."""
-    with torch.device("meta"):
-        vlm = family_of(row).build(row)
-    return Answering(row, vlm, tokenizer_of(row), PAPER)
 
 
 def _demonstrations(folder: Path) -> Iterator[Demonstration]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from envs.api import Demonstration
 from vlm4vla.aux.fast import Fast
 from vlm4vla.aux.samples import Sample
-from vlm4vla.policies.openvla import grow_vocabulary
-from vlm4vla.vlm import VisionLanguageModel
+from vlm4vla.families import family_of
+from vlm4vla.recipe import PAPER
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones import Backbone
+    from vlm4vla.tokenizers import Tokenizer
 
 QUESTION = "What action should the robotic arm take to {instruction}"
 """The words in which policies are asked for actions, too (A.2.3)."""
@@ -32,13 +35,14 @@ class ActionWords:
     ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, fast: Fast, model: VisionLanguageModel) -> ActionWords:
-        """The model's least used words: its last ones, without any that prompts consist of.
+    def of(cls, fast: Fast, row: Backbone, tokenizer: Tokenizer) -> ActionWords:
+        """The row's least used words: its last ones, without any that prompts consist of.
 
         A function of the backbone and the tokenizer's size alone, so nothing has to be stored.
+        Tiny vocabularies have to grow by `fast.size` words to hold them.
         """
-        reserved = model.questioner.reserved
-        end = model.family.action_ids_end(model.row, fast.size)
+        reserved = prompt_ids(row, tokenizer)
+        end = family_of(row).action_ids_end(row, fast.size)
         free = [i for i in range(end - 1, -1, -1) if i not in reserved][: fast.size]
         return cls(fast, tuple(free))
 
@@ -51,17 +55,13 @@ class ActionWords:
         tokens = {word: token for token, word in enumerate(self.ids)}
         return self.fast.decode([[_token(tokens, word) for word in row] for row in answers])
 
-    def make_room(self, vlm: Any) -> None:
-        """Add the words to a model whose vocabulary ends before them: tiny ones alone."""
-        if max(self.ids) >= vlm.get_input_embeddings().weight.shape[0]:
-            grow_vocabulary(vlm, range(min(self.ids), max(self.ids) + 1))
 
-    @staticmethod
-    @torch.no_grad()
-    def clear(vlm: Any, vocabulary: int) -> None:
-        """Drop what `make_room` added: the backbone as its row describes it."""
-        if vlm.get_input_embeddings().weight.shape[0] > vocabulary:
-            vlm.resize_token_embeddings(vocabulary, mean_resizing=False)
+def prompt_ids(row: Backbone, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that every question to a model of this row consists of, its words left out."""
+    family = family_of(row)
+    template = family.question_template(PAPER)
+    text = template.before + family.image_token + template.after.format(text="") + template.end
+    return frozenset((*tokenizer.encode(text), tokenizer.token_id(family.pad_token)))
 
 
 def _token(tokens: dict[int, int], word: int) -> int:
@@ -77,14 +77,6 @@ def whole_chunks(actions: Float[np.ndarray, "T 7"], length: int) -> Float[np.nda
     """Every run of `length` actions inside an episode, [T - length + 1, length, 7]."""
     starts = np.arange(max(len(actions) - length + 1, 0))
     return actions[starts[:, None] + np.arange(length)]
-
-
-def chunks_of(demonstrations: Iterable[Demonstration], length: int) -> Float[np.ndarray, "N k 7"]:
-    """The chunks of all demonstrations, to fit a tokenizer on; ValueError if all are shorter."""
-    found = np.concatenate([whole_chunks(demo.actions, length) for demo in demonstrations])
-    if not len(found):
-        raise ValueError(f"no demonstration has {length} actions: ask for shorter chunks")
-    return found
 
 
 def samples(

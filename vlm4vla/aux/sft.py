@@ -6,9 +6,9 @@ Shape suffixes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +26,17 @@ from vlm4vla.recipe import PAPER
 from vlm4vla.stages import AuxStage
 from vlm4vla.tokenizers import tokenizer_of
 from vlm4vla.vlm import VisionLanguageModel
+from vlm4vla.weights import PREFIX
+
+A = TypeVar("A", bound="Answering")
 
 
 class Answering(VisionLanguageModel):
     """A vision-language model whose loss is on answers, and which answers greedily."""
+
+    def own(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those of a checkpoint that answer; a stage may have trained others beside them."""
+        return {name: tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
 
     def loss(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over the answers' tokens and what closes them."""
@@ -69,11 +76,16 @@ def _until(end: int, ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def build(
-    stage: AuxStage, words: int, weights: Path | None, dtype: torch.dtype = torch.float32
-) -> Answering:
+    stage: AuxStage,
+    words: int,
+    weights: Path | None,
+    dtype: torch.dtype = torch.float32,
+    kind: Callable[..., A] = Answering,  # type: ignore[assignment]
+) -> A:
     """The stage's backbone as it starts, or as a checkpoint's file left it; frozen as it says.
 
     words: one past the largest id among the answers; tiny vocabularies grow to hold it.
+    kind: what is made around the backbone, from its row to the picture's size.
     """
     row = backbone(stage.backbone)
     vlm: Any
@@ -89,8 +101,8 @@ def build(
         have = vlm.get_input_embeddings().weight.shape[0]
         if words > have:
             grow_vocabulary(vlm, range(have, words))
-        model = Answering(row, vlm, tokenizer_of(row), recipe, stage.image_px)
+        model = kind(row, vlm, tokenizer_of(row), recipe, stage.image_px)
     if weights is not None:
-        stored.load_weights(model, load_file(weights), str(weights))
+        stored.load_weights(model, model.own(load_file(weights)), str(weights))
     model.freeze(stage.freeze)
     return model

@@ -24,6 +24,7 @@ from vlm4vla.batches import Batch
 from vlm4vla.data.order import share
 from vlm4vla.engine import DTYPES, Engine
 from vlm4vla.export import DESCRIPTION, WEIGHTS
+from vlm4vla.families import Inputs
 from vlm4vla.stages import AuxStage
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Asked:
         for why in long:
             log.warning("left out of %s: %s", stage.name, why)
         shares = dict(stage.mixture)
+        self.seed = stage.seed
         self.order = Order(usable, shares, questions.size, stage.batch, stage.seed)
         self.pictures = questions.pictures(model.input_px(stage.image_px), model.resize)
         mine = range(stage.batch)[share(stage.batch, rank, workers)]
@@ -131,17 +133,23 @@ class Asked:
         numbers = self.order.at(step)
         tails = [len(self.model.questioner.tail(self.questions.answers[n])) for n in numbers]
         weigh = self.workers * self.parts / sum(tails)
-        return [self._part(numbers[slots.start : slots.stop], weigh) for slots in self.slots]
+        parts = (numbers[slots.start : slots.stop] for slots in self.slots)
+        return [self._part(step, part, weigh) for part in parts]
 
-    def _part(self, numbers: np.ndarray, weigh: float) -> Batch:
+    def _part(self, step: int, numbers: np.ndarray, weigh: float) -> Batch:
         inputs = self.model.prepare_text(
             self.pictures(numbers),
             [self.questions.questions[number] for number in numbers],
             [self.questions.answers[number] for number in numbers],
         )
-        answered = int((inputs["labels"] >= 0).sum())
-        tokens = int(inputs["attention_mask"].sum())
-        return Batch(inputs, (), weight=answered * weigh, tokens=tokens)
+        return weighted(inputs, (), weigh)
+
+
+def weighted(inputs: Inputs, targets: tuple[Tensor, ...], weigh: float) -> Batch:
+    """A micro-batch of questions that counts as much as it has answer tokens."""
+    answered = int((inputs["labels"] >= 0).sum())
+    tokens = int(inputs["attention_mask"].sum())
+    return Batch(inputs, targets, weight=answered * weigh, tokens=tokens)
 
 
 def fitting(
