@@ -44,7 +44,7 @@ def waiting_train(folder, job, sink):
         return notice()
 
     sink.notice = wait_at_the_third
-    train(job, sink)
+    train(replace(job, log_every=1), sink)
 
 
 def main(folder):

@@ -152,7 +152,7 @@ def killed_mid_step(marker: Path, job, sink):
         return notice()
 
     sink.notice = die_at_the_third
-    train(job, sink)
+    train(replace(job, log_every=1), sink)
 
 
 def stuck_mid_step(marker: Path, job, sink):
@@ -167,7 +167,7 @@ def stuck_mid_step(marker: Path, job, sink):
         return notice()
 
     sink.notice = hang_at_the_third
-    train(replace(job, engine=Engine(stall_s=5)), sink)
+    train(replace(job, log_every=1, engine=Engine(stall_s=5)), sink)
 
 
 @pytest.mark.full
