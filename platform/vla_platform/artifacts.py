@@ -132,13 +132,19 @@ def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
 
 
 def fetch_dataset(store: Store, dataset: str) -> Path:
-    """A local folder with the dataset's files; KeyError when it is not in the store."""
-    folder = places.cache() / "datasets" / dataset
+    """A local folder with the dataset's files; KeyError when it is not in the store.
+
+    The folder is named by the manifest too: published datasets have one id in every store,
+    and need not have been prepared alike.
+    """
+    try:
+        manifest = store.get(f"datasets/{dataset}/{MANIFEST}")
+    except KeyError:
+        raise KeyError(f"dataset {dataset} is not complete in {store.url}") from None
+    folder = places.cache() / "datasets" / f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:12]}"
     with _locked(folder):
         if not (folder / MANIFEST).exists():
             names = [key.split("/")[-1] for key in store.list(f"datasets/{dataset}/")]
-            if MANIFEST not in names:
-                raise KeyError(f"dataset {dataset} is not complete in {store.url}")
             for name in sorted(names, key=lambda name: name == MANIFEST):
                 store.download(f"datasets/{dataset}/{name}", folder / name)
     return folder

@@ -33,11 +33,13 @@ UNKNOWN = Needs(0, 0, 0)
 class Limits:
     """How long things may take, seconds. Past them a child is killed and the episode retried.
 
-    chunk: one chunk of actions in the simulator. answer: one question to a policy, loading it
-    included. episode: all of it. grace: how long episodes in flight may go on after a notice.
-    place: how long a pool waits for a node that has room for one of its hosts.
+    reset: an episode's beginning, once its simulator runs. chunk: one chunk of actions in the
+    simulator. answer: one question to a policy, loading it included. episode: all of it.
+    grace: how long episodes in flight may go on after a notice. place: how long a pool waits
+    for a node that has room for one of its hosts.
     """
 
+    reset: float = 300.0
     chunk: float = 120.0
     answer: float = 1200.0
     episode: float = 3600.0

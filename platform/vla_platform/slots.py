@@ -99,7 +99,10 @@ class Slot:
         episode, record = assignment.episode, assignment.replay is not None
         deadline = time.monotonic() + limits.episode
         self.check(episode)
-        seen = self.process.reset(episode.task, episode.initial_state, episode.seed, record)
+        seen = self.process.reset(
+            *(episode.task, episode.initial_state, episode.seed, record),
+            timeout=min(limits.reset, _left(deadline, episode)),
+        )
         frames = [seen.image] if record else []
         steps = replans = 0
         while True:

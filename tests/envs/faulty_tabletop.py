@@ -13,7 +13,7 @@ import numpy as np
 from envs.api import Benchmark, Observation, StepResult
 from envs.tabletop import Tabletop
 
-FAULTS = ("killed", "hangs", "prints garbage", "exits in reset")
+FAULTS = ("killed", "hangs", "prints garbage", "exits in reset", "hangs in reset")
 AFTER = 3
 """Control steps after which an attempt breaks: in the middle of a chunk's work."""
 
@@ -37,6 +37,8 @@ class Faulty(Tabletop):
         if self.fault == "exits in reset":
             os.write(2, b"no such display\n")
             os._exit(7)
+        if self.fault == "hangs in reset":
+            time.sleep(600)
         return super().reset(task, initial_state, seed, record)
 
     def execute(self, actions: np.ndarray) -> StepResult:

@@ -27,7 +27,8 @@ from vlm4vla.export import load_policy
 
 log = logging.getLogger(__name__)
 
-CLUSTER = replace(CLUSTERS["laptop"], hosts=1, slots=4, batch=4, limits=Limits(chunk=3.0))
+LIMITS = Limits(reset=3.0, chunk=3.0)
+CLUSTER = replace(CLUSTERS["laptop"], hosts=1, slots=4, batch=4)
 VARYING = {"wall_s", "finished_at", "writer", "node", "worker", "error_count"}
 SCENE_BYTES = 1e9
 """More than any other process of a pool holds."""
@@ -42,7 +43,7 @@ def policies(tmp_path_factory):
     return store, checkpoint_of(store, folder / "policy", "tiny-paligemma-1")
 
 
-def evaluate(policies, folder, row, horizon=2, **wanted):
+def evaluate(policies, folder, row, horizon=2, cluster=CLUSTER, **wanted):
     """One evaluation on a store of its own: the tally and every stored row."""
     source, checkpoint = policies
     store = open_store(str(folder))
@@ -50,7 +51,7 @@ def evaluate(policies, folder, row, horizon=2, **wanted):
         store.put(key, source.get(key))
     ledger = Ledger(store)
     score = Wanted(checkpoint, row, horizon, evaluation.environment(ledger, row), **wanted)
-    with Pool(store, load_policy, CLUSTER) as pool:
+    with Pool(store, load_policy, cluster) as pool:
         tally = evaluation.play(ledger, [score], lambda: pool, lambda tally: None)
     return tally, ledger.read(score.cell()).table.to_pylist()
 
@@ -68,7 +69,8 @@ def test_each_kind_of_fault_is_retried_to_the_row_of_an_undisturbed_episode(
     (tmp_path / "attempted").mkdir()
     args = {"folder": str(tmp_path / "attempted")}
     broken = replace(row, simulator=FAULTY, simulator_args=args)
-    tally, rows = evaluate(policies, tmp_path / "disturbed", broken, **what)
+    impatient = replace(CLUSTER, limits=LIMITS)
+    tally, rows = evaluate(policies, tmp_path / "disturbed", broken, cluster=impatient, **what)
     assert (tally.errors, len(rows)) == ([], 4 * len(FAULTS))
     assert outcomes(rows) == outcomes(expected)
     retries = {
