@@ -57,6 +57,7 @@ def main() -> int:
     scored = study.score(runs, wanted, make)
     study_cli.show_stages(study.store, stages)
     boxes = {run: study.by_step(run) for run in scored}
+    study_cli.show_boxes(boxes, COLUMNS)
     return study_cli.conclude(
         *(args, scored, len(runs), COLUMNS, science.across_seeds),
         more=lambda run: {"by_step": boxes[run]},

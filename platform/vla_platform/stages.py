@@ -89,6 +89,8 @@ def ensure(
     """
     if stage.weights is not None:
         return None
+    if not stage.rows:
+        raise ValueError(f"the stage {stage.name} has neither data nor published weights")
     for lease in turns(store, f"stages/{stage.id}", lambda: record(store, stage.id) is not None):
         with lease:
             ensure_questions(store, science, stage, demonstrations)

@@ -6,6 +6,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 from ray.tune import ResultGrid
@@ -130,6 +131,16 @@ def show_stages(store: Store, stages: Sequence[Stage]) -> None:
         for name, after in told["after"].items():
             shares = [f"{each['score']:.1%}" for each in (told["before"][name], after)]
             lines.append([stage.name, name, *shares, str(after["asked"])])
+    print(f"\n{aligned(lines)}")  # noqa: T201
+
+
+def show_boxes(boxes: Mapping[Any, Mapping[int, float]], columns: Sequence[str]) -> None:
+    """Print how a run's score spreads over its checkpoints (Figure 4). boxes: score by step."""
+    lines = [[*columns, "lowest", "median", "best", "checkpoints"]]
+    for run, by_step in boxes.items():
+        found = sorted(by_step.values())
+        spread = [f"{100 * each:.0f}%" for each in (found[0], median(found), found[-1])]
+        lines.append([*(str(getattr(run, c)) for c in columns), *spread, str(len(found))])
     print(f"\n{aligned(lines)}")  # noqa: T201
 
 

@@ -1,10 +1,11 @@
-"""Every entry of the study that needs no auxiliary stage has a tiny counterpart that can be run."""
+"""Every entry of the study has a tiny counterpart that can be run, its auxiliary stage too."""
 
 import pytest
 
 from envs.benchmarks import benchmark
 from vlm4vla import laptop
 from vlm4vla.backbones import backbone
+from vlm4vla.stages import stage_of
 from vlm4vla.study import TABLES
 
 ENTRIES = [entry for table in TABLES.values() for entry in table.entries()]
@@ -20,6 +21,11 @@ def test_every_run_shrinks(entry):
     steps = small.resolved(TABLETOP.recipe).steps
     assert steps == (TABLETOP.recipe.steps if entry.table in laptop.LEARNED else 200)
     assert len(small.id(TABLETOP)) == 16
+    if entry.run.aux:
+        full, stage = stage_of(entry.run.aux), stage_of(small.aux)
+        assert (stage.backbone, stage.freeze) == (small.backbone, full.freeze)
+        assert stage.available == full.available
+        assert all(each.made_here for each in stage.rows)
 
 
 def test_the_papers_default_rate_is_the_tabletops():

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.vlm4vla.train_worker import FolderSink, Stopped
+from tests.vlm4vla.train_worker import FolderSink, Stopped, make_dataset
 from vlm4vla.aux import questions
+from vlm4vla.aux.actions import unweighted
+from vlm4vla.aux.fast import Fast
+from vlm4vla.aux.fast_qa import ActionWords
 from vlm4vla.aux.prepare import prepare_questions
 from vlm4vla.aux.questions import Questions
 from vlm4vla.aux.readers import read
@@ -16,6 +19,8 @@ from vlm4vla.aux.samples import Sample
 from vlm4vla.aux.scoring import score_stage
 from vlm4vla.aux.sft import build
 from vlm4vla.aux.stage_job import Asked, StageJob, fitting
+from vlm4vla.backbones import backbone
+from vlm4vla.data.prepared import Prepared
 from vlm4vla.engine import Engine
 from vlm4vla.policies import build_policy
 from vlm4vla.run import Run
@@ -195,3 +200,35 @@ def test_published_data_need_a_folder(tmp_path):
     stage = replace(STAGE, mixture=(("robo2vlm", 1.0),))
     with pytest.raises(KeyError, match="no folder was named for robo2vlm"):
         prepare_questions(stage, {}, lambda name, data: None)
+
+
+def test_demonstrations_become_questions_about_actions(tmp_path):
+    demonstrations, data = tmp_path / "demonstrations", tmp_path / "questions"
+    demonstrations.mkdir()
+    data.mkdir()
+    make_dataset(demonstrations)
+    stage = replace(TINY_STAGES["fast-vision-frozen"], steps=2, batch=4, init="scratch")
+    folders = {"tabletop-actions": demonstrations}
+    put = lambda name, data_: (data / name).write_bytes(data_)  # noqa: E731
+    manifest = prepare_questions(stage, folders, put)
+    found = Questions(data)
+    assert manifest.bad == ()
+    assert set(found.kinds) == {"action"}
+    assert found.questions[0].startswith("What action should the robotic arm take to reach the")
+    fast = Fast.load(data)
+    assert found.words() <= 256 + fast.size
+    words = ActionWords.of(fast, unweighted(backbone(stage.backbone)))
+    first = Prepared(demonstrations).read(0)
+    (chunk,) = words.actions([found.answers[0]])
+    np.testing.assert_allclose(chunk, first.actions[:4], atol=0.05)
+    sink = FolderSink(tmp_path / "run")
+    train(StageJob(stage, data, tmp_path / "scratch"), sink)
+    file = tmp_path / "run" / "step-00000002" / "policy.safetensors"
+    assert build_policy(Run(stage.backbone, "tabletop", aux=stage.id), 4, stage=file)
+    scores = score_stage(stage, data, file)["scores"]
+    assert 0 <= scores["tabletop-actions/action"]["score"] <= 1
+
+
+def test_actions_need_their_demonstrations():
+    with pytest.raises(KeyError, match="no folder was named for tabletop-actions"):
+        prepare_questions(TINY_STAGES["fast-vision-frozen"], {}, lambda name, data: None)

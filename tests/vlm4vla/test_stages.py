@@ -81,7 +81,7 @@ def test_variants_leave_out_what_cannot_be_had():
 # -- order
 
 NUMBERS = {"a": np.arange(100), "b": np.arange(100, 140)}
-SIZES = np.random.default_rng(0).integers(5, 90, 140)
+SIZES = np.random.default_rng(0).integers(20, 2000, 140)
 
 
 def order(batch=8, seed=0, shares=None):
@@ -108,8 +108,12 @@ def test_a_batch_holds_questions_of_like_length():
     made = order()
     spread = [np.ptp(SIZES[made.at(step)]) for step in range(WINDOW)]
     assert np.mean(spread) < 0.2 * np.ptp(SIZES)
-    for step in range(WINDOW):
-        assert (np.diff(SIZES[made.at(step)]) >= 0).all()
+
+
+def test_short_questions_of_all_rows_stay_mixed():
+    made = Order(NUMBERS, {"a": 1.0, "b": 1.0}, lambda n: 20 + n // 100, 8, 0)
+    rows = [set((made.at(step) >= 100).tolist()) for step in range(WINDOW)]
+    assert rows.count({True, False}) > WINDOW // 2
 
 
 def test_shares_that_cannot_be_met_are_refused():

@@ -172,6 +172,7 @@ def test_json_lines_with_tagged_solutions(tmp_path):
             {"image": "a.png", "conversations": turns("a", "b")[::-1]},
             "a turn of 'gpt'",
         ),
+        ({"image": "a.png", "conversations": ["where?", "there"]}, "a turn of \"'where?'\""),
         ([1, 2], "not a JSON object ([1, 2])"),
     ],
 )
@@ -185,6 +186,12 @@ def test_bad_rows_are_told(tmp_path, row, why):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data of 'robo2vlm' .* keplerccc/Robo2VLM-1"):
         list(read(DATASETS["robo2vlm"], tmp_path))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "robopoint.json").write_text('[{"image": "a.p')
+    with pytest.raises(ValueError, match=r"robopoint\.json is damaged or cut short"):
+        list(read(DATASETS["robopoint"], tmp_path))
 
 
 def test_several_pictures_become_a_sheet(tmp_path):

@@ -89,8 +89,8 @@ _ROWS = (
     VqaDataset("general", "Lin-Chen/ShareGPT4V", "sharegpt", "text", 360_000),
     VqaDataset("bridge-actions", "simpler", "actions", "action", 1_000_000, files=()),
     _tabletop("point", "point", "spot"),
-    _tabletop("number", "number", "height"),
-    _tabletop("choice", "choice", "side", "held", "tray", "way"),
+    _tabletop("number", "number", "distance"),
+    _tabletop("choice", "choice", "nearest"),
     _tabletop("general", "text", "describe", "mention", "name"),
     VqaDataset("tabletop-actions", "tabletop", "actions", "action", _TABLETOP, files=()),
 )

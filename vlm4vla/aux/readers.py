@@ -22,7 +22,8 @@ from envs import tabletop
 from vlm4vla.aux import pictures
 from vlm4vla.aux.datasets import SPATIAL, VqaDataset
 from vlm4vla.aux.samples import Sample
-from vlm4vla.aux.tabletop_vqa import examples, spots
+from vlm4vla.aux.tabletop_lessons import LESSONS, lessons
+from vlm4vla.aux.tabletop_vqa import examples
 
 Row = Mapping[str, Any]
 PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")
@@ -67,12 +68,18 @@ def _files(row: VqaDataset, folder: Path) -> list[Path]:
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
-    """A JSON list, or one JSON value a line."""
+    """A JSON list, or one JSON value a line; ValueError for a file that is neither."""
     with path.open(encoding="utf-8") as file:
         if path.suffix == ".jsonl":
             yield from (_parsed(line) for line in file if line.strip())
-        else:
-            yield from json.load(file)
+            return
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds no list of rows")
+    yield from rows
 
 
 def _parsed(line: str) -> Any:
@@ -114,7 +121,8 @@ def _conversation(row: VqaDataset, folder: Path, found: Row, where: str) -> Read
     if image is None:
         yield Bad(where, "no picture")
         return
-    said = [_turn(each) for each in found.get("conversations") or found.get("messages") or ()]
+    turns = found.get("conversations") or found.get("messages") or ()
+    said = [_turn(each) if isinstance(each, Mapping) else (repr(each), "") for each in turns]
     said = [(who, text) for who, text in said if who != "system"]
     if not said:
         yield Bad(where, "no question")
@@ -232,7 +240,7 @@ def kind_of(kind: str, answer: str) -> str:
 
 def _from_tabletop(row: VqaDataset, folder: Path) -> Read:
     """`row.samples` questions of the row's kinds in turn, each about a scene of its own."""
-    sources = [spots(0) if kind == "spot" else examples(0, kind) for kind in row.files]
+    sources = [lessons(kind, 0) if kind in LESSONS else examples(0, kind) for kind in row.files]
     for number, source in enumerate(itertools.islice(itertools.cycle(sources), row.samples)):
         scene, question = next(source)
         region = getattr(question, "region", None)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.tabletop import BLOCK_HALF, COLOURS, HEIGHT, PIXELS, TABLE, TRAY_DEPTH, Scene
-from vlm4vla.aux.samples import Region
+from envs.tabletop import COLOURS, HEIGHT, TABLE, TRAY_DEPTH, Scene
 from vlm4vla.tokenizers import TINY_WORDS
 
 GRID = 8
@@ -35,13 +34,6 @@ class Question:
     kind: str
     text: str
     answer: str
-
-
-@dataclass(frozen=True)
-class Spot(Question):
-    """A question answered by a point of the picture. region: where one counts as right."""
-
-    region: Region
 
 
 def cell(point: np.ndarray) -> str:
@@ -249,20 +241,3 @@ def examples(seed: int, kind: str | None = None) -> Iterator[tuple[Scene, Questi
     while True:
         scene = random_scene(rng)
         yield scene, ask(rng, scene, kind)
-
-
-def spots(seed: int) -> Iterator[tuple[Scene, Spot]]:
-    """Endless scenes with a block to point at as RoboPoint does: x and y in shares of the side.
-
-    Shipped tiny models do not know such answers: they point by naming cells.
-    """
-    rng = np.random.default_rng([3, seed])
-    while True:
-        scene = random_scene(rng)
-        colour = _colour(rng, scene, present=1.0)
-        x, y = _block(scene, colour) / TABLE
-        half = BLOCK_HALF / PIXELS
-        left, top = float(x) - half, float(1 - y) - half
-        region = left, top, left + 2 * half, top + 2 * half
-        text = f"at what place is the {colour} block"
-        yield scene, Spot("spot", text, f"{x:.2f}, {1 - y:.2f}", region)

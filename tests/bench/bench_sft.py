@@ -1,0 +1,116 @@
+"""Samples per second of a stage's fine-tuning beside TRL's SFTTrainer, in one run.
+
+    tests/bench/peer_trl.sh
+    .venv/bin/python tests/bench/bench_sft.py [--quick]
+
+Writes sft.json beside itself. Both train the same tiny backbone on the same questions with
+batches of the same size in fp32 on one thread, and take turns of about a second on the same
+machine, so whatever else runs there slows both. `to_trl` is our rate over theirs; both rates
+are all samples over all turns but the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_turns import Dropped, Over, TakingTurns, Turns
+
+from vlm4vla.aux import questions
+from vlm4vla.aux.readers import read
+from vlm4vla.aux.stage_job import StageJob
+from vlm4vla.engine import Engine
+from vlm4vla.stages import TINY_STAGES
+from vlm4vla.train import train
+
+HERE = Path(__file__).parent
+OUT = HERE / "sft.json"
+ORDER = ("ours", "trl")
+SAMPLES = 512
+BATCHES = (16, 64)
+STAGE = replace(TINY_STAGES["bridgevqa"], steps=100_000)
+
+
+def ours(folder: Path, rounds: int, batch: int) -> None:
+    """The stage's own loop, in the calling process."""
+    torch.set_num_threads(1)
+    job = StageJob(
+        replace(STAGE, batch=batch),
+        folder / "questions",
+        folder / "scratch",
+        Engine(optimiser="fused"),
+        log_every=4,
+    )
+    try:
+        train(job, TakingTurns(Dropped(), Turns(folder, "ours", ORDER, rounds), batch))
+    except Over:
+        return
+
+
+def prepare(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = [replace(row, samples=SAMPLES) for row in STAGE.rows]
+    sources = {row.name: (row.samples, read(row, folder)) for row in rows}
+    questions.prepare("bench", sources, lambda name, data: (folder / name).write_bytes(data))
+
+
+def contest(folder: Path, data: Path, rounds: int, batch: int, peer: Path) -> dict[str, float]:
+    """Both with one batch size; samples per second."""
+    folder.mkdir()
+    (folder / "questions").symlink_to(data)
+    rest = [str(folder), str(rounds), str(batch)]
+    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    started = [
+        subprocess.Popen([sys.executable, __file__, "--ours", *rest], env=environment),
+        subprocess.Popen([str(peer), str(HERE / "sft_peer.py"), *rest], env=environment),
+    ]
+    try:
+        assert [process.wait() for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    return {n: json.loads((folder / f"{n}.json").read_text())["rate"] for n in ORDER}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.ours:
+        ours(Path(args.ours[0]), int(args.ours[1]), int(args.ours[2]))
+        return 0
+    home = Path(os.environ.get("VLA_HOME", Path.home() / ".vla"))
+    peer = home / "peers" / "trl" / "bin" / "python"
+    if not peer.exists():
+        print(f"the peer is not there ({peer}): run tests/bench/peer_trl.sh first")
+        return 1
+    rounds = 3 if args.quick else 20
+    with tempfile.TemporaryDirectory(prefix="vla-bench-") as name:
+        folder = Path(name)
+        prepare(folder / "data")
+        rates: dict[int, dict[str, Any]] = {
+            batch: contest(folder / str(batch), folder / "data", rounds, batch, peer)
+            for batch in BATCHES
+        }
+    made = {
+        "to_trl": {batch: round(found["ours"] / found["trl"], 2) for batch, found in rates.items()},
+        "samples_per_s": {b: {n: round(r, 1) for n, r in f.items()} for b, f in rates.items()},
+        **{"backbone": STAGE.backbone, "rounds": rounds, "cores": len(os.sched_getaffinity(0))},
+    }
+    OUT.write_text(json.dumps(made, indent=1) + "\n")
+    print(json.dumps(made, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Questions about the tabletop that shipped tiny models cannot answer: what laptop stages teach.
+
+They ask as the published data do: RoboPoint for a point, ViCA for a number, Robo2VLM for one of
+a few words. Shipped models know where things are, and name places by cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.tabletop import BLOCK_HALF, PIXELS, TABLE, Scene
+from vlm4vla.aux.samples import Region
+from vlm4vla.aux.tabletop_vqa import Question, random_scene
+
+
+@dataclass(frozen=True)
+class Spot(Question):
+    """A question answered by a point of the picture. region: where one counts as right."""
+
+    region: Region
+
+
+def _spot(rng: np.random.Generator, scene: Scene) -> Spot:
+    """A named block's middle, x and y in shares of the picture's sides from its top left."""
+    colour = str(rng.choice(scene.colours))
+    x, y = (float(v) / TABLE for v in scene.blocks[scene.colours.index(colour)])
+    half = BLOCK_HALF / PIXELS
+    region = x - half, 1 - y - half, x + half, 1 - y + half
+    text = f"at what place is the {colour} block"
+    return Spot("spot", text, f"{x:.2f}, {1 - y:.2f}", region)
+
+
+def _distance(rng: np.random.Generator, scene: Scene) -> Question:
+    """Centimetres from the table's left edge to a named block's middle."""
+    colour = str(rng.choice(scene.colours))
+    metres = scene.blocks[scene.colours.index(colour)][0]
+    text = f"how many to the right is the {colour} block"
+    return Question("distance", text, str(round(100 * metres)))
+
+
+def _nearest(rng: np.random.Generator, scene: Scene) -> Question:
+    gaps = np.linalg.norm(scene.blocks - scene.gripper[:2], axis=1)
+    return Question("nearest", "which block is near the gripper", scene.colours[gaps.argmin()])
+
+
+LESSONS: Mapping[str, Callable[[np.random.Generator, Scene], Question]] = {
+    "spot": _spot,
+    "distance": _distance,
+    "nearest": _nearest,
+}
+"""Kind of question -> what asks it; none of `vlm4vla.aux.tabletop_vqa.KINDS`."""
+
+
+def lessons(kind: str, seed: int) -> Iterator[tuple[Scene, Question]]:
+    """Endless scenes with one question each; a function of its arguments alone."""
+    rng = np.random.default_rng([3, seed])
+    while True:
+        scene = random_scene(rng)
+        yield scene, LESSONS[kind](rng, scene)
