@@ -17,13 +17,13 @@ from vla_platform.progress import Meter
 
 from envs.benchmarks import benchmark
 from envs.process import SimulatorProcess
-from envs.scenes import scenes
+from envs.scenes import exact, scenes
 from vlm4vla.aux import bridge_vqa
 
 
 def arguments() -> cli.argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("benchmark", help="libero_object, libero_10, …")
+    parser.add_argument("benchmark", help="libero_object, libero_10, calvin, …")
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="names or numbers; all if absent"
     )
@@ -35,7 +35,7 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    row = benchmark(args.benchmark)
+    row = exact(benchmark(args.benchmark))
     tasks = row.choose_tasks(args.tasks)
     total = len(tasks) * args.scenes
     with SimulatorProcess(row) as process, Meter(row.name) as meter:

@@ -93,7 +93,7 @@ def test_no_scenes_no_stage(tmp_path):
 
 def test_sizes_that_cannot_be_decoded_are_refused():
     with pytest.raises(ValueError, match=r"maps of 60 pixels .* ask for 7, 14, 28, 56, 112, 224"):
-        Regression(64, 16, 3, 60)
+        Regression(64, 16, 3, 60, 16)
     with pytest.raises(ValueError, match=r"Unknown decoder 'regresion'. Did you mean 'regression'"):
         omni(decoder="regresion")
 

@@ -36,6 +36,8 @@ GRID = 7
 """Cells of the coarsest map, a side; maps are this many times a power of two."""
 REACH = 3.0
 """Metres at which depth maps end; what is farther counts as there."""
+WIDTH = 128
+"""Channels of a decoder."""
 COLOURS = 3
 SPREAD = 1.0
 """Of the queries and places at first: small ones would all look at the same tokens for long."""
@@ -86,9 +88,7 @@ class Decoder(nn.Module):
 class Regression(Decoder):
     """Queries on a coarse grid look at the tokens once; convolutions grow them to the map."""
 
-    def __init__(
-        self, hidden: int, tokens: int, classes: int, size: int = 56, width: int = 128
-    ) -> None:
+    def __init__(self, hidden: int, tokens: int, classes: int, size: int, width: int) -> None:
         super().__init__(hidden, tokens, classes, size, width)
         self.queries = nn.Parameter(torch.randn(GRID**2, width) * SPREAD)
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
@@ -181,13 +181,13 @@ class Omni(Answering):
     ) -> None:
         super().__init__(row, vlm, tokenizer, recipe, image_px)
         tokens = self.family.image_tokens(row, self.input_px(image_px))
-        self.decoder = decoder_class(decoder)(hidden_width(vlm), tokens, classes, size)
+        self.decoder = decoder_class(decoder)(hidden_width(vlm), tokens, classes, size, WIDTH)
         self.weight = weight
 
     def own(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return weights
 
-    def loss(
+    def loss(  # type: ignore[override]
         self,
         inputs: Inputs,
         depth: Float[Tensor, "M S S"],

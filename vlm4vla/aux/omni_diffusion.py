@@ -23,9 +23,7 @@ class Diffusion(Decoder):
     A class is a channel at 1, the others at -1. ModuleNotFoundError without diffusers.
     """
 
-    def __init__(
-        self, hidden: int, tokens: int, classes: int, size: int = 56, width: int = 128
-    ) -> None:
+    def __init__(self, hidden: int, tokens: int, classes: int, size: int, width: int) -> None:
         super().__init__(hidden, tokens, classes, size, width)
         try:
             import diffusers
