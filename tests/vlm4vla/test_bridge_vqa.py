@@ -64,7 +64,7 @@ def test_a_stage_reads_them_as_they_are(tmp_path):
     bridge_vqa.write(Looks(2), tmp_path, count=9)
     found = list(read(DATASETS["bridgevqa"], tmp_path))
     assert len(found) == 10 and all(isinstance(sample, Sample) for sample in found)
-    assert {sample.kind for sample in found} == {"choice", "number"}
+    assert {sample.kind for sample in found} == {"choice", "number", "text"}
     assert np.array_equal(found[0].picture(), snapshot().image)
 
 
