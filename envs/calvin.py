@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from envs import calvin_sequences
-from envs.api import ActionSpec, Benchmark, Observation, StepResult, TrainingRecipe
+from envs.api import ActionSpec, Benchmark, Observation, Snapshot, StepResult, TrainingRecipe
 from envs.calvin_sequences import SUBTASKS_PER_SEQUENCE
 from envs.calvin_table import PlayTable
 from envs.resize import resize
@@ -98,6 +98,11 @@ class Calvin:
             frames=tuple(frames),
             completed=self.completed,
         )
+
+    def snapshot(self) -> Snapshot:
+        """The static camera's frame with its depth, segments, poses and sizes."""
+        found: Snapshot = self.table.snapshot(self._look("static"))
+        return found
 
     def fingerprint(self) -> Dict[str, str]:
         return dict(self.table.fingerprint())

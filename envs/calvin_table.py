@@ -15,6 +15,8 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
+from envs.api import Snapshot
+
 log = logging.getLogger(__name__)
 
 PACKAGES = ("pybullet", "numpy", "scipy", "hydra-core")
@@ -97,6 +99,17 @@ class PlayTable:
         )[2]
         rgba = np.reshape(pixels, (camera.height, camera.width, 4)).astype(np.uint8)
         return np.ascontiguousarray(rgba[:, :, :3])
+
+    def snapshot(self, image: np.ndarray) -> Snapshot:
+        """All about `image`, what the static camera shows now; needs the software rasteriser."""
+        from envs.calvin_view import snapshot
+
+        if self.renderer == "egl":
+            raise ValueError(
+                "pybullet's EGL renderer gives depth and segments that do not fit each other at "
+                "edges: open CALVIN with renderer 'tiny' in simulator_args"
+            )
+        return snapshot(self._env, self._cameras["static"], image)
 
     def state(self) -> np.ndarray:
         """float64 [39]: robot [15] and scene [24], laid out as `reset` takes them."""

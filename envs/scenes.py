@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Sequence, Tuple
+import dataclasses
+from typing import Callable, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from envs.api import ACTION_DIM, Snapshot
+from envs.api import ACTION_DIM, Benchmark, Snapshot
 from envs.process import SimulatorProcess
 
 LONGEST = 60
 """Control steps that the arm moves at most."""
 HELD = 10
 """Steps for which one random direction is kept: the arm gets somewhere."""
+
+
+EXACT: Mapping[str, Mapping[str, str]] = {
+    "calvin": {"renderer": "tiny", "scene": "calvin_scene_A"},
+}
+"""By simulator, what exact maps need; of CALVIN also a scene that policies train in, not D."""
+
+
+def exact(benchmark: Benchmark) -> Benchmark:
+    """The row with which snapshots of its simulator are exact."""
+    args = {**benchmark.simulator_args, **EXACT.get(benchmark.simulator, {})}
+    return dataclasses.replace(benchmark, simulator_args=args)
 
 
 def scenes(

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ def contest(folder: Path, data: Path, rounds: int, batch: int, peer: Path) -> di
         subprocess.Popen([str(peer), str(HERE / "sft_peer.py"), *rest], env=environment),
     ]
     try:
-        assert [process.wait() for process in started] == [0, 0]
+        # The one that is left would wait for its turn for ever.
+        while any(process.poll() is None for process in started):
+            if any(process.poll() for process in started):
+                raise RuntimeError("a contestant ended with an error, which it printed above")
+            time.sleep(0.2)
     finally:
         for process in started:
             process.kill()

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from train_turns import Turns
 from transformers import (
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
     TrainerCallback,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from trl import SFTConfig, SFTTrainer
 
 from vlm4vla import weights
@@ -38,13 +38,24 @@ TEMPLATE = (
 )
 
 
+class PicturesOnly(Qwen2_5_VLProcessor):
+    """The hub's processor without its part for videos, which would need torchvision."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+
+
 def processor() -> Qwen2_5_VLProcessor:
     """The tiny vocabulary and picture size in the classes that the hub's models come with."""
     ids: dict[str, int] = {}
     for index, word in enumerate(TINY_VOCABULARY):
         ids.setdefault(word, index)
     made = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    split = [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(split)
     made.add_special_tokens([AddedToken(word, normalized=False) for word in TINY_SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made,
@@ -52,15 +63,13 @@ def processor() -> Qwen2_5_VLProcessor:
         eos_token="<|im_end|>",
         unk_token="<unk>",
     )
-    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
     sizes: dict[str, Any] = {
         "patch_size": 14,
         "temporal_patch_size": 1,
         "merge_size": 2,
         "size": {"shortest_edge": PX * PX, "longest_edge": PX * PX},
     }
-    images, videos = Qwen2VLImageProcessor(**sizes), Qwen2VLVideoProcessor(**sizes)
-    return Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
+    return PicturesOnly(Qwen2VLImageProcessorPil(**sizes), tokenizer, chat_template=TEMPLATE)
 
 
 def dataset(folder: Path) -> Dataset:

@@ -1,7 +1,8 @@
 """Auxiliary stages in the store: trained once under a lease, scored, and started from."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -58,11 +59,8 @@ def weights(store, name, step):
 def test_runs_that_start_from_one_stage_train_it_once(setting):
     store = setting.store
     runs = [training_of(setting, run(seed=seed)) for seed in (0, 1)]
-    at_once = [threading.Thread(target=ensure_trained, args=(setting, each)) for each in runs]
-    for thread in at_once:
-        thread.start()
-    for thread in at_once:
-        thread.join(600)
+    with ThreadPoolExecutor(2) as at_once:
+        list(at_once.map(partial(ensure_trained, setting), runs))
 
     turns = [name for name in store.children(f"leases/stages/{STAGE.id}") if name.isdigit()]
     assert turns == ["00000001"]
@@ -100,4 +98,4 @@ def test_data_that_nobody_prepared_are_asked_for(setting):
 def test_published_weights_are_not_trained(tmp_path):
     store = open_store(str(tmp_path / "store"))
     assert stages.ensure(store, CLUSTER, science, replace(STAGE, weights="hub/id"), {}) is None
-    assert store.children("leases") == []
+    assert list(store.list("leases/")) == []

@@ -13,6 +13,9 @@ from envs.scenes import scenes
 from tests.envs.test_libero import needs_libero
 from tests.vlm4vla.test_spatial import BOX, CAMERA, CUP
 from vlm4vla.aux import bridge_vqa
+from vlm4vla.aux.datasets import DATASETS
+from vlm4vla.aux.readers import read
+from vlm4vla.aux.samples import Sample
 from vlm4vla.aux.spatial import Margins, askable
 
 
@@ -55,6 +58,14 @@ def test_files_hold_the_frame_its_maps_and_llava_conversations(tmp_path):
     assert np.array_equal(picture["segments"], seen.segments)
     assert np.abs(picture["depth"] / 1000 - seen.depth).max() <= 0.0005001
     assert list(tmp_path.glob("**/*.json")) == [path]
+
+
+def test_a_stage_reads_them_as_they_are(tmp_path):
+    bridge_vqa.write(Looks(2), tmp_path, count=9)
+    found = list(read(DATASETS["bridgevqa"], tmp_path))
+    assert len(found) == 10 and all(isinstance(sample, Sample) for sample in found)
+    assert {sample.kind for sample in found} == {"choice", "number", "text"}
+    assert np.array_equal(found[0].picture(), snapshot().image)
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path):

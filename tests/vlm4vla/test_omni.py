@@ -93,7 +93,7 @@ def test_no_scenes_no_stage(tmp_path):
 
 def test_sizes_that_cannot_be_decoded_are_refused():
     with pytest.raises(ValueError, match=r"maps of 60 pixels .* ask for 7, 14, 28, 56, 112, 224"):
-        Regression(64, 16, 3, 60)
+        Regression(64, 16, 3, 60, 16)
     with pytest.raises(ValueError, match=r"Unknown decoder 'regresion'. Did you mean 'regression'"):
         omni(decoder="regresion")
 
@@ -170,7 +170,7 @@ def test_regression_learns_a_batch_and_its_answers(drawings):
 def test_diffusion_learns_a_batch_and_its_answers(drawings):
     pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
     scenes = Scenes(drawings)
-    assert_drawn(overfitted(omni(decoder="diffusion"), scenes, 200, 1e-3), scenes, 0.9, 0.25)
+    assert_drawn(overfitted(omni(decoder="diffusion"), scenes, 120, 2e-3), scenes, 0.95, 0.2)
 
 
 def test_diffusion_draws_from_each_samples_key_alone(drawings):

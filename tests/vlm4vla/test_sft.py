@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.vlm4vla.train_worker import FolderSink, Stopped, make_dataset
 from vlm4vla.aux import questions
-from vlm4vla.aux.actions import unweighted
 from vlm4vla.aux.fast import Fast
 from vlm4vla.aux.fast_qa import ActionWords
 from vlm4vla.aux.prepare import prepare_questions
@@ -217,10 +216,10 @@ def test_demonstrations_become_questions_about_actions(tmp_path):
     assert found.questions[0].startswith("What action should the robotic arm take to reach the")
     fast = Fast.load(data)
     assert found.words() <= 256 + fast.size
-    words = ActionWords.of(fast, unweighted(backbone(stage.backbone)))
+    words = ActionWords.of(fast, backbone(stage.backbone), tiny_tokenizer())
     first = Prepared(demonstrations).read(0)
     (chunk,) = words.actions([found.answers[0]])
-    np.testing.assert_allclose(chunk, first.actions[:4], atol=0.05)
+    np.testing.assert_allclose(chunk, first.actions[:4], atol=0.1)
     sink = FolderSink(tmp_path / "run")
     train(StageJob(stage, data, tmp_path / "scratch"), sink)
     file = tmp_path / "run" / "step-00000002" / "policy.safetensors"

@@ -38,11 +38,13 @@ def write(
     count: int = 10,
     seed: int = 0,
     margins: Margins | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Path:
     """Ask `count` questions about each scene; the path of `questions.json`.
 
     Scenes that are there already are not looked at again, so a stopped run goes on where it
     was. Questions depend on the seed and the scene's name alone. ValueError where none came.
+    progress: called with the scenes that are done.
     """
     names = []
     for name, look in scenes:
@@ -50,6 +52,7 @@ def write(
             rng = np.random.default_rng(int(stable_hash({"seed": seed, "name": name})[:16], 16))
             _write_scene(folder, name, look(), rng, count, margins)
         names.append(name)
+        progress(len(names))
     lines = [line for name in names for line in _scene(folder, name).read_text().splitlines()]
     records = [json.loads(line) for line in lines]
     if not records:

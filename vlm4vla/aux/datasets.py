@@ -90,7 +90,7 @@ _ROWS = (
     VqaDataset("bridge-actions", "simpler", "actions", "action", 1_000_000, files=()),
     _tabletop("point", "point", "spot"),
     _tabletop("number", "number", "distance"),
-    _tabletop("choice", "choice", "nearest"),
+    _tabletop("choice", "choice", "quarter"),
     _tabletop("general", "text", "describe", "mention", "name"),
     VqaDataset("tabletop-actions", "tabletop", "actions", "action", _TABLETOP, files=()),
 )

@@ -63,9 +63,9 @@ class Estimator:
         import transformers as hub
 
         try:
-            finder = hub.Owlv2ForObjectDetection.from_pretrained(detector)
+            finder: Any = hub.Owlv2ForObjectDetection.from_pretrained(detector)
             reader = hub.Owlv2Processor.from_pretrained(detector)
-            metres = hub.AutoModelForDepthEstimation.from_pretrained(depth)
+            metres: Any = hub.AutoModelForDepthEstimation.from_pretrained(depth)
             look = hub.AutoImageProcessor.from_pretrained(depth)
         except OSError as error:
             raise OSError(

@@ -36,6 +36,8 @@ GRID = 7
 """Cells of the coarsest map, a side; maps are this many times a power of two."""
 REACH = 3.0
 """Metres at which depth maps end; what is farther counts as there."""
+WIDTH = 128
+"""Channels of a decoder."""
 COLOURS = 3
 SPREAD = 1.0
 """Of the queries and places at first: small ones would all look at the same tokens for long."""
@@ -54,14 +56,21 @@ class Decoder(nn.Module):
         self.classes, self.size = classes, size
         self.enter = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
         self.places = nn.Parameter(torch.randn(tokens, width) * SPREAD)
+        self.queries = nn.Parameter(torch.randn(GRID**2, width) * SPREAD)
+        self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.grow = nn.Sequential(*(_doubled(width) for _ in range(int(doublings))))
 
     @property
     def channels(self) -> int:
         return 1 + self.classes + COLOURS
 
-    def read(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N w"]:
-        """Image tokens at the decoder's width, each with the place it has among them."""
-        return self.enter(tokens.to(self.places.dtype)) + self.places
+    def features(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B w S S"]:
+        """Queries on a coarse grid look at the tokens once; convolutions grow them to the map."""
+        seen = self.enter(tokens.to(self.places.dtype)) + self.places
+        queries = self.queries.expand(len(seen), -1, -1)
+        cells = queries + self.attend(queries, seen, seen, need_weights=False)[0]
+        grown: Tensor = self.grow(cells.mT.unflatten(2, (GRID, GRID)))
+        return grown
 
     @abstractmethod
     def loss(
@@ -84,23 +93,14 @@ class Decoder(nn.Module):
 
 
 class Regression(Decoder):
-    """Queries on a coarse grid look at the tokens once; convolutions grow them to the map."""
+    """One convolution reads the maps off the features."""
 
-    def __init__(
-        self, hidden: int, tokens: int, classes: int, size: int = 56, width: int = 128
-    ) -> None:
+    def __init__(self, hidden: int, tokens: int, classes: int, size: int, width: int) -> None:
         super().__init__(hidden, tokens, classes, size, width)
-        self.queries = nn.Parameter(torch.randn(GRID**2, width) * SPREAD)
-        self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
-        steps = int(math.log2(size / GRID))
-        self.grow = nn.Sequential(*(_doubled(width) for _ in range(steps)))
         self.leave = nn.Conv2d(width, self.channels, 3, padding=1)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B c S S"]:
-        seen = self.read(tokens)
-        queries = self.queries.expand(len(seen), -1, -1)
-        cells = queries + self.attend(queries, seen, seen, need_weights=False)[0]
-        return self.leave(self.grow(cells.mT.unflatten(2, (GRID, GRID)))).float()
+        return self.leave(self.features(tokens)).float()
 
     def loss(
         self, tokens: Float[Tensor, "B N D"], maps: Maps, keys: Int[Tensor, " B"]
@@ -181,13 +181,13 @@ class Omni(Answering):
     ) -> None:
         super().__init__(row, vlm, tokenizer, recipe, image_px)
         tokens = self.family.image_tokens(row, self.input_px(image_px))
-        self.decoder = decoder_class(decoder)(hidden_width(vlm), tokens, classes, size)
+        self.decoder = decoder_class(decoder)(hidden_width(vlm), tokens, classes, size, WIDTH)
         self.weight = weight
 
     def own(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return weights
 
-    def loss(
+    def loss(  # type: ignore[override]
         self,
         inputs: Inputs,
         depth: Float[Tensor, "M S S"],

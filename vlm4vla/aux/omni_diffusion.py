@@ -1,4 +1,4 @@
-"""The diffusion decoder of omni-generation: maps are denoised while a U-Net reads the tokens.
+"""The diffusion decoder of omni-generation: maps are denoised beside what the tokens say.
 
 Needs `pip install "vlm4vla-platform[diffusion]"`. Shape suffixes as in `vlm4vla.aux.omni`.
 """
@@ -23,9 +23,7 @@ class Diffusion(Decoder):
     A class is a channel at 1, the others at -1. ModuleNotFoundError without diffusers.
     """
 
-    def __init__(
-        self, hidden: int, tokens: int, classes: int, size: int = 56, width: int = 128
-    ) -> None:
+    def __init__(self, hidden: int, tokens: int, classes: int, size: int, width: int) -> None:
         super().__init__(hidden, tokens, classes, size, width)
         try:
             import diffusers
@@ -34,16 +32,14 @@ class Diffusion(Decoder):
                 "the diffusion decoder needs diffusers: pip install "
                 '"vlm4vla-platform[diffusion]", or take the regression decoder'
             ) from error
-        self.unet = diffusers.UNet2DConditionModel(
+        self.unet = diffusers.UNet2DModel(
             sample_size=size,
-            in_channels=self.channels,
+            in_channels=self.channels + width,
             out_channels=self.channels,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "UpBlock2D"),
             block_out_channels=(width // 2, width, width),
             layers_per_block=1,
-            cross_attention_dim=width,
-            attention_head_dim=8,
             norm_num_groups=8,
         )
         self.noising = diffusers.DDIMScheduler(
@@ -59,14 +55,14 @@ class Diffusion(Decoder):
         clean = self.stacked(maps)
         levels, noise = self._drawn(keys, clean)
         noisy = self.noising.add_noise(clean, noise, levels)
-        found = self._clean(noisy, levels, self.read(tokens))
+        found = self._clean(noisy, levels, self.features(tokens))
         pairs = zip(self.split(found), self.split(clean), strict=True)
         loss = torch.stack([functional.mse_loss(a, b) for a, b in pairs]).sum()
         return loss, errors(self.maps(found.detach()), maps)
 
     @torch.no_grad()
     def predict(self, tokens: Float[Tensor, "B N D"], keys: Int[Tensor, " B"]) -> Maps:
-        seen = self.read(tokens)
+        seen = self.features(tokens)
         shape = len(seen), self.channels, self.size, self.size
         like = torch.zeros(shape, device=seen.device)
         maps = self._drawn(keys, like)[1]
@@ -77,10 +73,11 @@ class Diffusion(Decoder):
         return self.maps(maps)
 
     def _clean(
-        self, noisy: Float[Tensor, "B c S S"], levels: Tensor, seen: Float[Tensor, "B N w"]
+        self, noisy: Float[Tensor, "B c S S"], levels: Tensor, seen: Float[Tensor, "B w S S"]
     ) -> Float[Tensor, "B c S S"]:
         """What the network takes for the maps without their noise, in fp32."""
-        found: Tensor = self.unet(noisy.to(seen.dtype), levels, seen).sample
+        together = torch.cat([noisy.to(seen.dtype), seen], dim=1)
+        found: Tensor = self.unet(together, levels).sample
         return found.float()
 
     def stacked(self, maps: Maps) -> Float[Tensor, "B c S S"]:

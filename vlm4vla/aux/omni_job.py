@@ -48,7 +48,9 @@ class OmniJob(StageJob):
             weight=self.weight,
         )
         dtype = DTYPES[self.engine.precision]
-        return build(self.stage, self.questions.words(), weights, dtype, kind)
+        model = build(self.stage, self.questions.words(), weights, dtype, kind)
+        assert isinstance(model, Omni)
+        return model
 
     def feed(self, model: Answering, rank: int, workers: int, parts: int) -> Drawn:
         asked = self.stage, self.questions, model, rank, workers, parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from vlm4vla.stages import AuxStage
 from vlm4vla.tokenizers import tokenizer_of
 from vlm4vla.vlm import VisionLanguageModel
 from vlm4vla.weights import PREFIX
-
-A = TypeVar("A", bound="Answering")
 
 
 class Answering(VisionLanguageModel):
@@ -80,8 +78,8 @@ def build(
     words: int,
     weights: Path | None,
     dtype: torch.dtype = torch.float32,
-    kind: Callable[..., A] = Answering,  # type: ignore[assignment]
-) -> A:
+    kind: Callable[..., Answering] = Answering,
+) -> Answering:
     """The stage's backbone as it starts, or as a checkpoint's file left it; frozen as it says.
 
     words: one past the largest id among the answers; tiny vocabularies grow to hold it.

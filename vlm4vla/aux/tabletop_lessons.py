@@ -41,15 +41,18 @@ def _distance(rng: np.random.Generator, scene: Scene) -> Question:
     return Question("distance", text, str(round(100 * metres)))
 
 
-def _nearest(rng: np.random.Generator, scene: Scene) -> Question:
-    gaps = np.linalg.norm(scene.blocks - scene.gripper[:2], axis=1)
-    return Question("nearest", "which block is near the gripper", scene.colours[gaps.argmin()])
+def _quarter(rng: np.random.Generator, scene: Scene) -> Question:
+    """Which quarter of the table a named block lies in."""
+    colour = str(rng.choice(scene.colours))
+    x, y = scene.blocks[scene.colours.index(colour)] > TABLE / 2
+    answer = f"{'right' if x else 'left'} {'above' if y else 'below'}"
+    return Question("quarter", f"where on it is the {colour} block", answer)
 
 
 LESSONS: Mapping[str, Callable[[np.random.Generator, Scene], Question]] = {
     "spot": _spot,
     "distance": _distance,
-    "nearest": _nearest,
+    "quarter": _quarter,
 }
 """Kind of question -> what asks it; none of `vlm4vla.aux.tabletop_vqa.KINDS`."""
 
