@@ -128,12 +128,13 @@ def test_libero_killed_and_stopped_in_a_pool_ends_in_the_same_rows(ray_cluster, 
     row = short("libero_object", 40)
     what = {"tasks": row.tasks[:1], "trials": 8}
     _, expected = evaluate(policies, tmp_path / "undisturbed", row, **what)
+    patient = replace(CLUSTER, limits=Limits(reset=90.0, chunk=20.0))
     dice, over, sent = random.Random(4), [], []
 
     def disturb():
         while not over and len(sent) < 4:
             time.sleep(dice.uniform(4, 8))
-            # One whose scene is built: a reset that hangs is noticed only after minutes.
+            # One whose scene is built: what hangs before is noticed only after minutes.
             victims = [p for p in pool_processes() if p.memory_info().rss > SCENE_BYTES]
             if victims:
                 sent.append((signal.SIGKILL, signal.SIGSTOP)[len(sent) % 2])
@@ -141,8 +142,10 @@ def test_libero_killed_and_stopped_in_a_pool_ends_in_the_same_rows(ray_cluster, 
 
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(disturb)
-        tally, rows = evaluate(policies, tmp_path / "disturbed", row, **what)
-        over.append(True)
+        try:
+            tally, rows = evaluate(policies, tmp_path / "disturbed", row, cluster=patient, **what)
+        finally:
+            over.append(True)
         running.result()
     assert {signal.SIGKILL, signal.SIGSTOP} <= set(sent)
     assert tally.retried >= 2

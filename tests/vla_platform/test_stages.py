@@ -12,7 +12,7 @@ from vla_platform.cluster import CLUSTERS
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.store import open_store
-from vla_platform.trial import Setting, ensure_trained, training_of
+from vla_platform.trained import Setting, ensure_trained, training_of
 
 from envs.benchmarks import benchmark
 from vlm4vla import science
@@ -56,6 +56,7 @@ def weights(store, name, step):
     return load_file(artifacts.fetch_policy(store, found) / artifacts.WEIGHTS)
 
 
+@pytest.mark.full
 def test_runs_that_start_from_one_stage_train_it_once(setting):
     store = setting.store
     runs = [training_of(setting, run(seed=seed)) for seed in (0, 1)]
