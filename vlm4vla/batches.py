@@ -34,10 +34,35 @@ class Batch:
     tokens: int
 
 
-class Batches:
+class Ahead:
+    """Batches by step, each prepared while the one before it is computed.
+
+    waited: seconds the last one was waited for.
+    """
+
+    waited = 0.0
+
+    def _prepare(self, step: int) -> list[Batch]:
+        """This worker's micro-batches of a step."""
+        raise NotImplementedError
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Batch]]]:
+        """Steps [first, last); a thread prepares the next while one is computed."""
+        with ThreadPoolExecutor(1, "batches") as ahead:
+            future = ahead.submit(self._prepare, first)
+            for step in range(first, last):
+                began = time.monotonic()
+                batch = future.result()
+                self.waited = time.monotonic() - began
+                if step + 1 < last:
+                    future = ahead.submit(self._prepare, step + 1)
+                yield step, batch
+
+
+class Batches(Ahead):
     """What worker `rank` of `workers` computes at each step of a resolved run.
 
-    parts: micro-batches per step. waited: seconds the last batch was waited for.
+    parts: micro-batches per step.
     """
 
     def __init__(
@@ -58,19 +83,6 @@ class Batches:
         mine = range(self.batch)[share(self.batch, rank, workers)]
         self.slots = [mine[share(len(mine), part, parts)] for part in range(parts)]
         self.augmentation = profiles.augmentation(benchmark.recipe, run.profile)
-        self.waited = 0.0
-
-    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Steps [first, last); a thread prepares the next while one is computed."""
-        with ThreadPoolExecutor(1, "batches") as ahead:
-            future = ahead.submit(self._prepare, first)
-            for step in range(first, last):
-                began = time.monotonic()
-                batch = future.result()
-                self.waited = time.monotonic() - began
-                if step + 1 < last:
-                    future = ahead.submit(self._prepare, step + 1)
-                yield step, batch
 
     def samples(self, step: int) -> list[int]:
         """Indices in the dataset of the global batch of a step."""

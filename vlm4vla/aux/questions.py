@@ -22,7 +22,16 @@ from PIL import Image
 
 from vlm4vla.aux.readers import Bad
 from vlm4vla.aux.samples import Region, Sample
-from vlm4vla.data.dataset import MANIFEST, Resize, Shard, decoded, encode_jpeg, encode_png, sha256
+from vlm4vla.data.dataset import (
+    MANIFEST,
+    Resize,
+    Shard,
+    decoded,
+    encode_jpeg,
+    encode_png,
+    read_shard,
+    sha256,
+)
 
 SCHEMA = pa.schema(
     [
@@ -158,7 +167,8 @@ class Questions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-        table = pa.concat_tables(_table(folder, shard) for shard in self.manifest.shards)
+        shards = self.manifest.shards
+        table = pa.concat_tables(read_shard(folder, shard, SCHEMA) for shard in shards)
         self.questions: list[str] = table["question"].to_pylist()
         texts, ids = _lists(table, "answer", "ids")
         self.answers = [_answer(*both) for both in zip(texts, ids, strict=True)]
@@ -191,18 +201,6 @@ class Questions:
         """A function from numbers to uint8 [B, px, px, 3], decoded once per folder and size."""
         frames = decoded(self.folder / f"frames-{px}.npy", self._images, px, resize)
         return lambda numbers: frames[self._picture[numbers]]
-
-
-def _table(folder: Path, shard: Shard) -> pa.Table:
-    if Path(shard.name).name != shard.name:
-        raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
-    data = (folder / shard.name).read_bytes()
-    if sha256(data) != shard.sha256:
-        raise ValueError(
-            f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; delete it "
-            "and fetch or prepare the questions again"
-        )
-    return pq.read_table(io.BytesIO(data), schema=SCHEMA)
 
 
 def _lists(table: pa.Table, *names: str) -> Iterator[list[Any]]:

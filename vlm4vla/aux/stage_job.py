@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +18,7 @@ from envs.api import TrainingRecipe
 from vlm4vla.aux.order import Order
 from vlm4vla.aux.questions import Questions
 from vlm4vla.aux.sft import Answering, build
-from vlm4vla.batches import Batch
+from vlm4vla.batches import Ahead, Batch
 from vlm4vla.data.order import share
 from vlm4vla.engine import DTYPES, Engine
 from vlm4vla.export import DESCRIPTION, WEIGHTS
@@ -86,11 +84,8 @@ def make_stage_job(stage: AuxStage, engine: Engine, dataset: Path, scratch: Path
     return StageJob(stage, dataset, scratch, engine)
 
 
-class Asked:
-    """What worker `rank` of `workers` computes at each step; one batch is prepared ahead.
-
-    parts: micro-batches per step. waited: seconds the last batch was waited for.
-    """
+class Asked(Ahead):
+    """What worker `rank` of `workers` computes at each step; parts: micro-batches per step."""
 
     def __init__(
         self,
@@ -111,19 +106,6 @@ class Asked:
         self.pictures = questions.pictures(model.input_px(stage.image_px), model.resize)
         mine = range(stage.batch)[share(stage.batch, rank, workers)]
         self.slots = [mine[share(len(mine), part, parts)] for part in range(parts)]
-        self.waited = 0.0
-
-    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Steps [first, last); a thread prepares the next while one is computed."""
-        with ThreadPoolExecutor(1, "questions") as ahead:
-            future = ahead.submit(self._prepare, first)
-            for step in range(first, last):
-                began = time.monotonic()
-                batch = future.result()
-                self.waited = time.monotonic() - began
-                if step + 1 < last:
-                    future = ahead.submit(self._prepare, step + 1)
-                yield step, batch
 
     def samples(self, step: int) -> list[int]:
         """Numbers of the questions of the global batch of a step."""

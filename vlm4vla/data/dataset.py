@@ -149,6 +149,19 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def read_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.Table:
+    """A manifest's file with these columns; ValueError when it is damaged or lies elsewhere."""
+    if Path(shard.name).name != shard.name:
+        raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
+    data = (folder / shard.name).read_bytes()
+    if sha256(data) != shard.sha256:
+        raise ValueError(
+            f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
+            "delete it and fetch or prepare the dataset again"
+        )
+    return pq.read_table(io.BytesIO(data), schema=schema)
+
+
 class Dataset:
     """Random access to frames and action chunks of a dataset folder.
 
@@ -157,23 +170,12 @@ class Dataset:
 
     def __init__(self, folder: Path, px: int, resize: Resize) -> None:
         self.manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-        table = pa.concat_tables(self._shard(folder, shard) for shard in self.manifest.shards)
+        shards = self.manifest.shards
+        table = pa.concat_tables(read_shard(folder, shard, SCHEMA) for shard in shards)
         self.actions = _actions(table)
         self.instructions: list[str] = table["instruction"].to_pylist()
         self.last = _last_frames(table["episode"].to_numpy())
         self.images = decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
-
-    @staticmethod
-    def _shard(folder: Path, shard: Shard) -> pa.Table:
-        if Path(shard.name).name != shard.name:
-            raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
-        data = (folder / shard.name).read_bytes()
-        if sha256(data) != shard.sha256:
-            raise ValueError(
-                f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
-                "delete it and fetch or prepare the dataset again"
-            )
-        return pq.read_table(io.BytesIO(data), schema=SCHEMA)
 
     def __len__(self) -> int:
         return len(self.actions)
