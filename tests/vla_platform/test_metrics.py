@@ -3,6 +3,7 @@
 import re
 import time
 import urllib.request
+import uuid
 from collections import Counter
 from dataclasses import replace
 
@@ -55,9 +56,22 @@ def scraped(ready, seconds=40):
     return found
 
 
+def settled():
+    """Sums once all that earlier pools of this process counted has arrived at the agent."""
+    mark = uuid.uuid4().hex
+    metrics.count("vla_stored_bytes_total", 1, kind=mark)
+
+    def arrived(found):
+        return any(labels["kind"] == mark for labels, _ in found.get("vla_stored_bytes_total", ()))
+
+    found = scraped(arrived)
+    assert arrived(found)
+    return totals(found)
+
+
 def test_a_scrape_of_a_running_pool_tells_what_it_does(ray_cluster, tmp_path):
     store = open_store(str(tmp_path))
-    ledger, before = Ledger(store), totals(scrape())
+    ledger, before = Ledger(store), settled()
     with server("declare") as url, Pool(store, None, CLUSTER) as pool:
         [found] = candidates(url, ["tabletop"], store, Served("e", "observation", ""))
         fingerprint = evaluation.environment(ledger, found.row)
