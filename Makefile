@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-sft bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -53,6 +53,10 @@ bench-rollouts: $(READY)  ## the pool beside a bare loop, a peer and the ideal; 
 
 bench-train: $(READY)  ## training beside a bare PyTorch loop and DDP; QUICK=1: under five minutes
 	$(BIN)/python tests/bench/bench_train.py $(if $(QUICK),--quick)
+
+bench-sft: $(READY)  ## a stage's fine-tuning beside TRL's SFTTrainer, fetched first; QUICK=1: a minute
+	@test -x $${VLA_HOME:-$$HOME/.vla}/peers/trl/bin/python || bash tests/bench/peer_trl.sh
+	$(BIN)/python tests/bench/bench_sft.py $(if $(QUICK),--quick)
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh

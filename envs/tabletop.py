@@ -196,11 +196,12 @@ def succeeded(task: str, scene: Scene, start: np.ndarray) -> bool:
     return bool(scene.held is None and scene.block()[1] < TRAY_DEPTH)
 
 
-def _pixel(metres: float) -> int:
+def pixel(metres: float) -> int:
+    """Columns from the left, or rows from the bottom, of a place on the table."""
     return round(float(metres) / TABLE * PIXELS)
 
 
-def _square(image: np.ndarray, column: int, row: int, half: int, colour: object) -> None:
+def square(image: np.ndarray, column: int, row: int, half: int, colour: object) -> None:
     image[max(0, row - half) : max(0, row + half), max(0, column - half) : column + half] = colour
 
 
@@ -211,17 +212,22 @@ def render(scene: Scene) -> np.ndarray:
     point of the table below the gripper.
     """
     image = np.full((PIXELS, PIXELS, 3), 128, np.uint8)
-    image[PIXELS - _pixel(TRAY_DEPTH) :] = 96
+    image[PIXELS - pixel(TRAY_DEPTH) :] = 96
     for index, (x, y) in enumerate(scene.blocks):
-        _square(image, _pixel(x), PIXELS - _pixel(y), BLOCK_HALF, COLOURS[scene.colours[index]])
-    column, row = _pixel(scene.gripper[0]), PIXELS - _pixel(scene.gripper[1])
+        square(image, pixel(x), PIXELS - pixel(y), BLOCK_HALF, COLOURS[scene.colours[index]])
+    column, row = pixel(scene.gripper[0]), PIXELS - pixel(scene.gripper[1])
     image[max(0, row - 1) : row + 1, max(0, column - 8) : column + 8] = 20
     image[max(0, row - 8) : row + 8, max(0, column - 1) : column + 1] = 20
-    row -= _pixel(scene.gripper[2] * 0.6)
     outer, inner = (20, 255) if scene.closed else (255, 20)
-    _square(image, column, row, MARKER_HALF, outer)
-    _square(image, column, row, MARKER_HALF // 2, inner)
+    square(image, *marker(scene), MARKER_HALF, outer)
+    square(image, *marker(scene), MARKER_HALF // 2, inner)
     return image
+
+
+def marker(scene: Scene) -> Tuple[int, int]:
+    """Column and row of the gripper's marker."""
+    x, y, z = scene.gripper
+    return pixel(x), PIXELS - pixel(y) - pixel(z * 0.6)
 
 
 class Tabletop:

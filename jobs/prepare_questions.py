@@ -42,6 +42,8 @@ def main() -> int:
         print(f"left out {why}")
     for name, (trained, held_out) in manifest.counts.items():
         print(f"{name}: {trained} questions to train on, {held_out} held out")
+    if manifest.drawings:
+        print(f"{sum(shard.rows for shard in manifest.drawings)} scenes to draw")
     print(f"{len(manifest.bad)} rows left out; {store.url}: datasets/{stage.data}")
     cli.write_json(args.json, [{"data": stage.data, "counts": dict(manifest.counts)}])
     return 0

@@ -24,7 +24,6 @@ from vla_platform.tables import aligned
 
 from vlm4vla import cost, laptop, science
 from vlm4vla.run import Run
-from vlm4vla.stages import stage_of
 from vlm4vla.study import Entry, Figure, Table, choose
 from vlm4vla.study_plan import Bill, Plan
 
@@ -59,18 +58,15 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
         for entry in entries(chosen, study_cli.seeds(args))
         if entry.run is not None
     }
-    possible = {entry: made for entry, made in wanted.items() if can_start(made)}
     study = study_cli.study(args, science)
-    runs = list(dict.fromkeys(possible.values()))
+    runs = list(dict.fromkeys(wanted.values()))
     space = {"run": tune.grid_search([asdict(each) for each in runs])}
     names = "-".join(part.name for part in chosen) if args.tables else "study"
     scored = study.score(runs, study_cli.search(args, names, space), from_config)
-    show_tables(possible, scored, small)
-    for aux in sorted({made.aux for made in wanted.values() if made.aux and not can_start(made)}):
-        print(f"Left out: runs that start from {stage_of(aux).name}: nobody published its data.")
+    show_tables(wanted, scored, small)
     rows = [
         {"table": e.table, "row": e.row, "column": e.column, **row_of(made, scored[made])}
-        for e, made in possible.items()
+        for e, made in wanted.items()
         if made in scored
     ]
     cli.write_json(args.json, rows)
@@ -78,10 +74,6 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     if missing:
         print(f"{missing} runs have no score; the same command continues")
     return int(missing > 0)
-
-
-def can_start(run: Run) -> bool:
-    return run.aux is None or stage_of(run.aux).available
 
 
 def from_config(config: Mapping[str, Any]) -> Run:
@@ -94,11 +86,11 @@ def entries(chosen: Sequence[Table | Figure], seeds: Sequence[int]) -> list[Entr
     return list(dict.fromkeys(found))
 
 
-def show_tables(possible: Mapping[Entry, Run], scored: Mapping[Any, Standing], small: bool) -> None:
-    for name in dict.fromkeys(entry.table for entry in possible):
+def show_tables(wanted: Mapping[Entry, Run], scored: Mapping[Any, Standing], small: bool) -> None:
+    for name in dict.fromkeys(entry.table for entry in wanted):
         shape = " (shape only)" if small and name not in laptop.LEARNED else ""
         lines = [["row", "column", "seed", study_cli.BEST, "in the paper"]]
-        for entry, made in possible.items():
+        for entry, made in wanted.items():
             if entry.table == name:
                 text = score_text(row_of(made, scored[made])) if made in scored else "not scored"
                 lines.append([entry.row, entry.column, str(made.seed), text, str(entry.printed)])

@@ -1,9 +1,9 @@
 """What the platform calls of this package; jobs hand it over, as the platform imports none."""
 
 from vlm4vla.analysis import across_seeds, wilson
+from vlm4vla.aux.omni_job import make_stage_job
 from vlm4vla.aux.prepare import prepare_questions
 from vlm4vla.aux.scoring import score_stage
-from vlm4vla.aux.stage_job import make_stage_job
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
 from vlm4vla.export import load_policy

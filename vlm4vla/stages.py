@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from envs.hashing import stable_hash
 from vlm4vla.aux.datasets import DATASETS, VqaDataset, dataset
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the stage's fields; part of every id."""
 GENERAL = {False: "general", True: "tabletop-general"}
 """General questions, which may be mixed into any stage, for full-size and for tiny models."""
@@ -26,7 +26,8 @@ class AuxStage:
 
     mixture: rows of `vlm4vla.aux.datasets` with their shares, in any unit. freeze: groups that
     the stage keeps fixed. init: as a run's. weights: hub id of published weights, which the
-    paper uses as they are. A stage with neither mixture nor weights cannot be had here.
+    paper uses as they are, instead of a mixture. draws: a row of the mixture whose scenes are
+    drawn as well, as maps of `map_px` pixels a side by a `vlm4vla.aux.omni.DECODERS`.
     """
 
     name: str
@@ -34,6 +35,9 @@ class AuxStage:
     mixture: tuple[tuple[str, float], ...] = ()
     freeze: tuple[str, ...] = ()
     weights: str | None = None
+    draws: str | None = None
+    decoder: str = "regression"
+    map_px: int = 56
     init: str = "pretrained"
     steps: int = 0
     batch: int = 128
@@ -61,12 +65,8 @@ class AuxStage:
         rows = [dataclasses.asdict(row) for row in sorted(self.rows, key=lambda row: row.name)]
         # Actions are spelled in the words of one backbone.
         spelled = self.backbone if any(row.kind == "action" for row in self.rows) else None
-        return f"questions-{stable_hash([rows, spelled])[:12]}"
-
-    @property
-    def available(self) -> bool:
-        """Whether it can be trained or downloaded."""
-        return bool(self.mixture) or self.weights is not None
+        drawn = [self.draws] if self.draws else []
+        return f"questions-{stable_hash([rows, spelled, *drawn])[:12]}"
 
     def with_general(self, share: float) -> AuxStage:
         """The same stage with so large a share (0 to 1) of general questions mixed in."""
@@ -93,8 +93,10 @@ _INJECTED = _on("fast-vision-unfrozen", "qwen3vl-4b", "bridge-actions")
 _ROWS = (
     *(_on(name, _Q3, name) for name in ("robopoint", "vica332k", "bridgevqa", "robo2vlm")),
     AuxStage("robobrain2", _Q7, weights="BAAI/RoboBrain2.0-7B"),
-    # Images are generated through a diffusion model (Qwen-VLo), of which nothing is published.
-    AuxStage("omni-generation", _Q7),
+    # The paper's diffusion model and images are unpublished: ours draws BridgeVQA's scenes.
+    replace(
+        _on("omni-generation", _Q7, "bridgevqa", "general"), draws="bridgevqa", decoder="diffusion"
+    ),
     # About 620k embodied pairs and 360k general ones (A.6).
     _on("vqa-mix", _Q7, *_MIX),
     replace(_INJECTED, name="fast-vision-frozen", freeze=("vision",)),
@@ -110,7 +112,7 @@ _TINY_DATA: Mapping[str, tuple[str, ...]] = {
     "bridgevqa": (_NUMBER, _CHOICE),
     "robo2vlm": (_CHOICE,),
     "robobrain2": (_POINT, _CHOICE),
-    "omni-generation": (),
+    "omni-generation": (_CHOICE, "tabletop-general"),
     "vqa-mix": (_POINT, _NUMBER, _CHOICE, "tabletop-general"),
     "fast-vision-frozen": ("tabletop-actions",),
     "fast-vision-unfrozen": ("tabletop-actions",),
@@ -125,6 +127,8 @@ def _tiny(stage: AuxStage) -> AuxStage:
         backbone=f"tiny-{stage.backbone}",
         mixture=tuple((name, 1.0) for name in _TINY_DATA[stage.name]),
         weights=None,
+        draws=_CHOICE if stage.draws else None,
+        decoder="regression",
         steps=400,
         batch=64,
         lr=2e-3,
@@ -145,7 +149,7 @@ def stage_of(aux: str) -> AuxStage:
 def variants(
     stages: Iterable[AuxStage], shares: Sequence[float] = (0.0,), steps: int | None = None
 ) -> list[AuxStage]:
-    """Each stage that can be had, with each share of general questions, so many steps long.
+    """Each stage with each share of general questions, so many steps long.
 
     Published weights are what they are, and have one variant.
     """
@@ -153,7 +157,7 @@ def variants(
     for stage in stages:
         if stage.weights is not None:
             found.append(stage)
-        elif stage.mixture:
+        else:
             longer = replace(stage, steps=steps or stage.steps)
             found += [longer.with_general(share) for share in shares]
     return found

@@ -124,13 +124,14 @@ def conclude(
 
 
 def show_stages(store: Store, stages: Sequence[Stage]) -> None:
-    """Print what each stage's metrics were before and after it."""
-    lines = [["stage", "questions", "before", "after", "asked"]]
+    """Print what each stage's metrics were before and after it, and how many rows were bad."""
+    lines = [["stage", "questions", "before", "after", "asked", "left out"]]
     for stage in stages:
         told = record(store, stage.id) or {"before": {}, "after": {}}
         for name, after in told["after"].items():
             shares = [f"{each['score']:.1%}" for each in (told["before"][name], after)]
-            lines.append([stage.name, name, *shares, str(after["asked"])])
+            counts = map(str, (after["asked"], len(told["left_out"])))
+            lines.append([stage.name, name, *shares, *counts])
     print(f"\n{aligned(lines)}")  # noqa: T201
 
 

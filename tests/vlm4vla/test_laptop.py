@@ -24,8 +24,7 @@ def test_every_run_shrinks(entry):
     if entry.run.aux:
         full, stage = stage_of(entry.run.aux), stage_of(small.aux)
         assert (stage.backbone, stage.freeze) == (small.backbone, full.freeze)
-        assert stage.available == full.available
-        assert all(each.made_here for each in stage.rows)
+        assert stage.rows and all(each.made_here for each in stage.rows)
 
 
 def test_the_papers_default_rate_is_the_tabletops():

@@ -1,23 +1,34 @@
 """Omni-generation: exact targets, decoders that learn them, and a stage from data to policy."""
 
+import io
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from envs.api import Camera, Snapshot, Thing
+from envs.tabletop import COLOURS
 from tests.vlm4vla.test_sft import STAGE
 from tests.vlm4vla.train_worker import FolderSink, Stopped
 from vlm4vla import weights as stored
-from vlm4vla.aux import bridge_vqa
+from vlm4vla.aux import bridge_vqa, questions
+from vlm4vla.aux.datasets import DATASETS
+from vlm4vla.aux.drawings import drawings as read_drawings
+from vlm4vla.aux.drawings import write
 from vlm4vla.aux.omni import REACH, Omni, Regression
-from vlm4vla.aux.omni_data import Scenes
-from vlm4vla.aux.omni_job import REQUEST, OmniJob
+from vlm4vla.aux.omni_data import Maps, Scenes, scores
+from vlm4vla.aux.omni_job import REQUEST, make_stage_job
 from vlm4vla.aux.prepare import prepare_questions
+from vlm4vla.aux.readers import read
+from vlm4vla.aux.scoring import score_stage
 from vlm4vla.aux.sft import build
+from vlm4vla.aux.stage_job import StageJob
 from vlm4vla.backbones import backbone
 from vlm4vla.engine import Engine
+from vlm4vla.stages import TINY_STAGES
 from vlm4vla.train import train
 
 SIDE = 112
@@ -43,8 +54,13 @@ def scene(seed: int) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawings")
-    bridge_vqa.write(((f"{i:03d}", lambda i=i: scene(i)) for i in range(6)), folder)
+    """A stage's data: questions about the tabletop, and nine scenes to draw."""
+    source, folder = (tmp_path_factory.mktemp(name) for name in ("scenes", "prepared"))
+    bridge_vqa.write(((f"{i:03d}", lambda i=i: scene(i)) for i in range(9)), source)
+    put = lambda name, data: (folder / name).write_bytes(data)  # noqa: E731
+    sources = {row.name: (64, read(replace(row, samples=64), folder)) for row in STAGE.rows}
+    shards = write(read_drawings(DATASETS["bridgevqa"], source), put)
+    questions.prepare("test", sources, put, shards)
     return folder
 
 
@@ -56,7 +72,7 @@ def omni(name: str = "tiny-qwen3vl-2b", **options) -> Omni:
 
 def batch(model: Omni, scenes: Scenes, numbers=(0, 1, 2)):
     """Questions about scenes, with their maps."""
-    images = model.resize(scenes.images(numbers))
+    images = scenes.images(numbers, model.resize)
     inputs = model.prepare_text(images, ["is it red"] * len(numbers), ["yes"] * len(numbers))
     maps = scenes.maps(numbers, 28)
     return inputs, (maps.depth, maps.classes, maps.colours, torch.arange(len(numbers)))
@@ -85,7 +101,45 @@ def test_small_maps_hold_no_depth_that_nothing_has(drawings):
 
 def test_no_scenes_no_stage(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no scenes: write some with"):
-        Scenes(tmp_path)
+        list(read_drawings(DATASETS["bridgevqa"], tmp_path))
+    with pytest.raises(ValueError, match="the data of 'robo2vlm' hold no maps to draw"):
+        read_drawings(DATASETS["robo2vlm"], tmp_path)
+
+
+def test_every_eighth_scene_is_held_out(drawings):
+    scenes = Scenes(drawings)
+    assert (scenes.trained.tolist(), scenes.held_out.tolist()) == ([0, 1, 2, 3, 4, 5, 6, 8], [7])
+
+
+def test_the_tabletops_maps_are_those_of_its_pictures(tmp_path):
+    (first, *_) = islice(read_drawings(DATASETS["tabletop-choice"], tmp_path), 20)
+    image, depth, segments = (
+        np.asarray(Image.open(io.BytesIO(data)))
+        for data in (first.image, first.depth, first.segments)
+    )
+    assert first.things[-1] == "gripper"
+    for number, thing in enumerate(first.things[:-1], 1):
+        shown = image[segments == number]
+        # A cross below the gripper may lie over a block.
+        right = (shown == COLOURS[thing.removesuffix(" block")]).all(-1)
+        assert len(shown) == 0 or right.mean() > 0.9
+        assert (depth[segments == number] == 455).all()
+    assert (depth[segments == 0] == 500).all()
+    assert set(map(tuple, image[segments == len(first.things)].tolist())) == {(20,) * 3, (255,) * 3}
+
+
+def test_scores_are_one_for_the_truth_and_nothing_for_a_guess(drawings):
+    wanted = Scenes(drawings).maps(range(9), 28)
+    assert scores(wanted, wanted) == {"depth": 1.0, "classes": 1.0, "colours": 1.0}
+    flat = Maps(
+        torch.full_like(wanted.depth, 2.0),
+        torch.zeros_like(wanted.classes),
+        torch.full_like(wanted.colours, float(wanted.colours.median())),
+    )
+    told = scores(flat, wanted)
+    assert told["depth"] == told["colours"] == 0.0
+    background = float((wanted.classes == 0).float().mean())
+    assert told["classes"] == pytest.approx(background / 3)
 
 
 # -- decoders
@@ -192,19 +246,15 @@ def test_without_diffusers_the_error_says_what_to_install(monkeypatch):
 # -- the stage
 
 
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    prepare_questions(STAGE, {}, lambda name, data: (folder / name).write_bytes(data))
-    return folder
+DRAWS = replace(STAGE, draws="bridgevqa", map_px=14)
 
 
-def job(tmp_path, questions, drawings) -> OmniJob:
-    return OmniJob(STAGE, questions, tmp_path, log_every=1, drawings=drawings, size=14)
+def job(tmp_path, drawings) -> StageJob:
+    return replace(make_stage_job(DRAWS, Engine(), drawings, tmp_path), log_every=1)
 
 
-def test_a_batch_is_questions_and_scenes(tmp_path, questions, drawings):
-    made = job(tmp_path, questions, drawings)
+def test_a_batch_is_questions_and_scenes(tmp_path, drawings):
+    made = job(tmp_path, drawings)
     model = made.model(None)
     ((_, (whole,)),) = made.feed(model, 0, 1, 1).steps(1, 2)
     assert len(whole.inputs["input_ids"]) == 16
@@ -216,10 +266,8 @@ def test_a_batch_is_questions_and_scenes(tmp_path, questions, drawings):
     assert sorted(d.sum().item() for d in depth) == sorted(d.sum().item() for d in whole.targets[0])
 
 
-def test_a_stopped_stage_resumes_to_the_same_weights_and_starts_a_policy(
-    tmp_path, questions, drawings
-):
-    made = job(tmp_path / "a", questions, drawings)
+def test_a_stopped_stage_resumes_to_the_same_weights_and_starts_a_policy(tmp_path, drawings):
+    made = job(tmp_path / "a", drawings)
     whole, cut = FolderSink(tmp_path / "whole"), FolderSink(tmp_path / "cut", stop_after=3)
     train(made, whole)
     assert {"map_loss", "depth_error", "class_accuracy"} <= whole.rows[0].keys()
@@ -236,3 +284,17 @@ def test_a_stopped_stage_resumes_to_the_same_weights_and_starts_a_policy(
     backbones = {name for name in one if name.startswith("vlm.")}
     assert {f"vlm.{name}" for name in vlm} >= backbones == set(plain) & backbones
     assert all(torch.equal(vlm[name[4:]], one[name]) for name in backbones)
+    told = score_stage(DRAWS, drawings, file)["scores"]
+    assert set(told) > {"bridgevqa/depth", "bridgevqa/classes", "bridgevqa/colours"}
+    assert all(told[f"bridgevqa/{kind}"]["asked"] == 1 for kind in ("depth", "classes"))
+
+
+def test_stages_that_draw_prepare_their_scenes(tmp_path, monkeypatch):
+    stage = TINY_STAGES["omni-generation"]
+    for row in stage.rows:
+        monkeypatch.setitem(DATASETS, row.name, replace(row, samples=16))
+    monkeypatch.setattr("vlm4vla.aux.drawings.TABLETOP", 16)
+    manifest = prepare_questions(stage, {}, lambda name, data: (tmp_path / name).write_bytes(data))
+    assert [shard.rows for shard in manifest.drawings] == [16]
+    things = (*(f"{colour} block" for colour in COLOURS), "gripper")
+    assert Scenes(tmp_path).classes == ("background", *sorted(things))

@@ -17,7 +17,7 @@ from vlm4vla.aux.readers import read
 from vlm4vla.aux.samples import Sample
 from vlm4vla.aux.scoring import score_stage
 from vlm4vla.aux.sft import build
-from vlm4vla.aux.stage_job import Asked, StageJob, fitting
+from vlm4vla.aux.stage_job import Asked, StageJob, too_long
 from vlm4vla.backbones import backbone
 from vlm4vla.data.prepared import Prepared
 from vlm4vla.engine import Engine
@@ -46,6 +46,7 @@ MASKS = {
     "tiny-paligemma-1": "IMG*16 <bos> is it red [ \n | yes <eos> ]",
     "tiny-paligemma-2": "IMG*16 <bos> is it red [ \n | yes <eos> ]",
     "tiny-kosmos-2": ("<s> <image> IMG*32 </image> question : is it red [ answer : | yes </s> ]"),
+    "tiny-prism-dinosiglip-224px-7b": ("<s> IMG*16 in : is it red [ \n o u t : | yes </s> ]"),
     "tiny-qwen2.5vl-3b": _QWEN,
     "tiny-qwen3vl-2b": _QWEN,
     "tiny-qwen3vl-30b-a3b": _QWEN,
@@ -177,14 +178,33 @@ def test_greedy_answers_follow_the_scores(name):
 
 def test_answers_longer_than_the_context_are_listed(tmp_path):
     image = np.zeros((4, 4, 3), np.uint8)
-    samples = [Sample(image, "q", "x " * n, "text", where=f"f: {n}") for n in (3, 600)]
+    sizes = (3, 600, 3, 3, 3, 3, 3, 601, 3)
+    samples = [
+        Sample(image.copy(), "q", "x " * n, "text", where=f"f {i}: {n}")
+        for i, n in enumerate(sizes)
+    ]
+    put = lambda name, data: (tmp_path / name).write_bytes(data)  # noqa: E731
+    questions.prepare("test", {"tabletop-general": (9, samples)}, put)
+    stage = replace(STAGE, mixture=(("tabletop-general", 1.0),), batch=4)
+    found, model = Questions(tmp_path), build(stage, 0, None)
+    long = too_long(found, model)
+    assert list(long) == [1, 7]
+    assert long[1].startswith("f 1: 600: needs 6") and long[1].endswith("of 512")
+    fed = Asked(stage, found, model, 0, 1, 1)
+    assert {number for step in range(8) for number in fed.samples(step)} == {0, 2, 3, 4, 5, 6, 8}
+    # The eighth is held out, and cannot be asked either.
+    told = score_stage(stage, tmp_path, None)
+    assert told["left_out"] == list(long.values())
+    assert told["scores"] == {}
+
+
+def test_data_of_which_nothing_fits_are_refused(tmp_path):
+    samples = [Sample(np.zeros((4, 4, 3), np.uint8), "q", "x " * 600, "text", where="f: 0")]
     put = lambda name, data: (tmp_path / name).write_bytes(data)  # noqa: E731
     questions.prepare("test", {"tabletop-general": (2, samples)}, put)
-    usable, long = fitting(Questions(tmp_path), build(STAGE, 0, None))
-    assert usable["tabletop-general"].tolist() == [0]
-    assert len(long) == 1
-    assert long[0].startswith("f: 600: needs 6")
-    assert long[0].endswith("of 512")
+    stage = replace(STAGE, mixture=(("tabletop-general", 1.0),))
+    with pytest.raises(ValueError, match=r"no question of tabletop-general fits .* f: 0: needs 6"):
+        Asked(stage, Questions(tmp_path), build(stage, 0, None), 0, 1, 1)
 
 
 def test_scores_name_rows_and_kinds_and_what_was_left_out(data):

@@ -22,6 +22,9 @@ def test_everything_that_changes_weights_changes_the_id():
         replace(stage, lr=1e-4),
         replace(stage, schedule="constant"),
         replace(stage, clip_norm=0.5),
+        replace(stage, draws="tabletop-point"),
+        replace(stage, decoder="diffusion"),
+        replace(stage, map_px=28),
     ]
     ids = {each.id for each in [stage, *changed]}
     assert len(ids) == len(changed) + 1
@@ -30,7 +33,7 @@ def test_everything_that_changes_weights_changes_the_id():
 
 def test_ids_are_the_same_in_every_process_and_version():
     stage = AuxStage("pinned", "tiny-qwen3vl-2b", (("tabletop-point", 1.0),), steps=10)
-    assert stage.id == "pinned-e4879c24"
+    assert stage.id == "pinned-76c2c08b"
     assert stage.data == "questions-f5ec6f3fd8ef"
 
 
@@ -47,8 +50,15 @@ def test_full_and_tiny_stages_are_found_by_id():
     for rows in (STAGES, TINY_STAGES):
         for stage in rows.values():
             assert stage_of(stage.id) == stage
-    assert {n for n, stage in STAGES.items() if not stage.available} == {"omni-generation"}
-    assert {n for n, stage in TINY_STAGES.items() if not stage.available} == {"omni-generation"}
+    assert all(stage.mixture or stage.weights for stage in STAGES.values())
+
+
+def test_what_a_stage_draws_is_of_its_data():
+    plain, drawing = TINY_STAGES["robo2vlm"], TINY_STAGES["omni-generation"]
+    assert drawing.draws in dict(drawing.mixture)
+    assert STAGES["omni-generation"].draws in dict(STAGES["omni-generation"].mixture)
+    assert replace(plain, draws="tabletop-choice").data != plain.data
+    assert replace(drawing, decoder="diffusion").data == drawing.data
 
 
 def test_published_stages_pass_over_their_data_once():
@@ -69,12 +79,11 @@ def test_general_questions_take_the_share_they_are_given():
         stage.with_general(1)
 
 
-def test_variants_leave_out_what_cannot_be_had():
+def test_published_weights_have_one_variant():
     found = variants(STAGES.values(), (0.0, 0.3), steps=5)
     names = Counter(stage.name.removesuffix("-general30") for stage in found)
     assert names["robopoint"] == 2
     assert names["robobrain2"] == 1
-    assert "omni-generation" not in names
     assert {stage.steps for stage in found if stage.weights is None} == {5}
 
 

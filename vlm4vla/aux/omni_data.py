@@ -1,18 +1,23 @@
-"""Pictures with depth, class and colour maps to predict, from the files that BridgeVQA writes."""
+"""Pictures with depth, class and colour maps to predict, and how well that was done."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vlm4vla.aux.bridge_vqa import MILLIMETRES, NAMES
+from vlm4vla.aux.bridge_vqa import MILLIMETRES
+from vlm4vla.aux.drawings import SCHEMA
+from vlm4vla.aux.questions import Manifest
+from vlm4vla.data.dataset import MANIFEST, Resize, read_shard
 
 BACKGROUND = "background"
 
@@ -30,37 +35,38 @@ class Maps:
 
 
 class Scenes:
-    """The scenes of a folder that `vlm4vla.aux.bridge_vqa.write` wrote, by number.
+    """A stage's scenes to draw, by number.
 
     classes: the background, then every name of a thing, in alphabetical order; scenes that name
-    things alike share their classes. FileNotFoundError for a folder without scenes.
+    things alike share their classes. trained, held_out: numbers; every eighth is held out.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names = sorted(path.stem for path in folder.glob("scenes/*.jsonl"))
-        if not self.names:
-            raise FileNotFoundError(
-                f"{folder} holds no scenes: write some with vlm4vla.aux.bridge_vqa first"
-            )
-        things = [self._things(name) for name in self.names]
+        shards = Manifest.from_bytes((folder / MANIFEST).read_bytes()).drawings
+        if not shards:
+            raise ValueError(f"{folder} holds no scenes to draw: prepare a stage that draws")
+        self.table = pa.concat_tables(read_shard(folder, shard, SCHEMA) for shard in shards)
+        things: list[list[str]] = self.table["things"].to_pylist()
         self.classes = (BACKGROUND, *sorted({each for names in things for each in names}))
         self._class_of = [
             np.array([self.classes.index(each) for each in (BACKGROUND, *names)])
             for names in things
         ]
+        numbers = np.arange(len(self))
+        self.trained, self.held_out = numbers[numbers % 8 != 7], numbers[7::8]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.table)
 
-    def images(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "B H W 3"]:
-        return np.stack([self._read("images", number) for number in numbers])
+    def images(self, numbers: Iterable[int], resize: Resize) -> UInt8[np.ndarray, "B S S 3"]:
+        """Pictures, which may differ in size, as `resize` makes them."""
+        return np.concatenate([resize(self._read("image", number)[None]) for number in numbers])
 
-    def maps(self, numbers: Sequence[int], size: int) -> Maps:
+    def maps(self, numbers: Iterable[int], size: int) -> Maps:
         """Depth and classes of the pixel in the middle of each cell; colours are averaged."""
         depth = [_nearest(self._read("depth", n), size) / MILLIMETRES for n in numbers]
         classes = [self._class_of[n][_nearest(self._read("segments", n), size)] for n in numbers]
-        colours = [_averaged(self._read("images", n), size) for n in numbers]
+        colours = [_averaged(self._read("image", n), size) for n in numbers]
         return Maps(
             torch.from_numpy(np.stack(depth).astype(np.float32)),
             torch.from_numpy(np.stack(classes).astype(np.int64)),
@@ -68,10 +74,7 @@ class Scenes:
         )
 
     def _read(self, kind: str, number: int) -> np.ndarray:
-        return np.array(Image.open(self.folder / kind / f"{self.names[number]}.png"))
-
-    def _things(self, name: str) -> list[str]:
-        return (self.folder / NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        return np.array(Image.open(io.BytesIO(self.table[kind][int(number)].as_py())))
 
 
 def _nearest(picture: np.ndarray, size: int) -> np.ndarray:
@@ -82,3 +85,33 @@ def _nearest(picture: np.ndarray, size: int) -> np.ndarray:
 
 def _averaged(picture: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
+
+
+def joined(parts: Sequence[Maps]) -> Maps:
+    """Batches of maps as one, in host memory."""
+    together = ("depth", "classes", "colours")
+    return Maps(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in together))
+
+
+def scores(found: Maps, wanted: Maps) -> dict[str, float]:
+    """Of depth and colours what `explained` says; of classes the mean intersection over union."""
+    return {
+        "depth": explained(found.depth, wanted.depth),
+        "classes": overlap(found.classes, wanted.classes),
+        "colours": explained(found.colours, wanted.colours),
+    }
+
+
+def explained(found: Tensor, wanted: Tensor) -> float:
+    """Share of the error of saying the median everywhere that a prediction does not make."""
+    least = (wanted - wanted.median()).abs().sum()
+    return max(0.0, 1 - float((found - wanted).abs().sum() / least))
+
+
+def overlap(found: Int[Tensor, "B S S"], wanted: Int[Tensor, "B S S"]) -> float:
+    """Mean over the classes that occur of intersection over union."""
+    shares = []
+    for each in wanted.unique().tolist():
+        ours, theirs = found == each, wanted == each
+        shares.append(float((ours & theirs).sum() / (ours | theirs).sum()))
+    return sum(shares) / len(shares)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vlm4vla.aux import questions
 from vlm4vla.aux.actions import action_samples
+from vlm4vla.aux.datasets import dataset
+from vlm4vla.aux.drawings import Drawing, drawings, write
 from vlm4vla.aux.questions import Manifest
 from vlm4vla.aux.readers import Bad, read
 from vlm4vla.aux.samples import Sample
@@ -32,4 +34,9 @@ def prepare_questions(
         else:
             found = read(row, folder)
         sources[row.name] = row.samples, found
-    return questions.prepare(stage.data, sources, put)
+    drawn = () if stage.draws is None else write(_scenes(stage.draws, folders), put)
+    return questions.prepare(stage.data, sources, put, drawn)
+
+
+def _scenes(name: str, folders: Mapping[str, Path]) -> Iterator[Drawing]:
+    return drawings(dataset(name), folders.get(name, Path(".")))

@@ -55,12 +55,16 @@ HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is there, by row of the table: trained on and held out. bad: all that is not."""
+    """What is there, by row of the table: trained on and held out. bad: all that is not.
+
+    drawings: shards of `vlm4vla.aux.drawings`, of stages that draw.
+    """
 
     name: str
     counts: Mapping[str, tuple[int, int]]
     shards: tuple[Shard, ...]
     bad: tuple[str, ...]
+    drawings: tuple[Shard, ...] = ()
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
@@ -69,19 +73,22 @@ class Manifest:
     def from_bytes(data: bytes) -> Manifest:
         told = json.loads(data)
         counts = {name: (trained, held) for name, (trained, held) in told["counts"].items()}
-        shards = tuple(Shard(**shard) for shard in told["shards"])
-        return Manifest(told["name"], counts, shards, tuple(told["bad"]))
+        shards, drawings = (
+            tuple(Shard(**shard) for shard in told.get(kind, ())) for kind in ("shards", "drawings")
+        )
+        return Manifest(told["name"], counts, shards, tuple(told["bad"]), drawings)
 
 
 def prepare(
     name: str,
     sources: Mapping[str, tuple[int, Iterable[Sample | Bad]]],
     put: Callable[[str, bytes], None],
+    drawings: tuple[Shard, ...] = (),
 ) -> Manifest:
     """Write shards and, last, the manifest; ValueError when a source has no good sample.
 
     sources: by row of the table, about how many samples there are and the samples. put: (file
-    name, bytes).
+    name, bytes). drawings: shards that are there already.
     """
     writer = _Writer(put)
     for data, (expected, samples) in sources.items():
@@ -91,7 +98,7 @@ def prepare(
             raise ValueError(f"{data} has no sample that can be used: {'; '.join(writer.bad[:3])}")
     writer.flush()
     counts = {d: (writer.counts[d, False], writer.counts[d, True]) for d in sources}
-    manifest = Manifest(name, counts, tuple(writer.shards), tuple(writer.bad))
+    manifest = Manifest(name, counts, tuple(writer.shards), tuple(writer.bad), drawings)
     put(MANIFEST, manifest.to_bytes())
     return manifest
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from vlm4vla.aux.metrics import METRICS
+from vlm4vla.aux.omni_data import joined, scores
+from vlm4vla.aux.omni_job import OmniJob, drawn, make_stage_job
 from vlm4vla.aux.questions import Questions
-from vlm4vla.aux.sft import Answering, build
-from vlm4vla.aux.stage_job import fitting
-from vlm4vla.engine import DTYPES
+from vlm4vla.aux.sft import Answering
+from vlm4vla.aux.stage_job import too_long, without
+from vlm4vla.engine import Engine
 from vlm4vla.stages import AuxStage
 
 ASKED = 256
@@ -31,20 +33,42 @@ def score_stage(
     dataset: the stage's prepared questions. weights: the trained stage's file; None scores the
     backbone as the stage found it.
     """
-    questions = Questions(dataset)
-    model = build(stage, questions.words(), weights, DTYPES[precision]).eval()
+    job = make_stage_job(stage, Engine(precision=precision), dataset, dataset)
+    questions, model = job.questions, job.model(weights).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scores = {
-        name: _scores(model, stage, questions, numbers[:: max(1, len(numbers) // ASKED)][:ASKED])
+    long = too_long(questions, model)
+    answered = {
+        name: _scores(model, stage, questions, _some(without(numbers, long)))
         for name, numbers in questions.held_out.items()
     }
     means = {
         f"{name}/{kind}": {"score": float(np.mean(found)), "asked": len(found)}
-        for name, by_kind in scores.items()
+        for name, by_kind in answered.items()
         for kind, found in by_kind.items()
     }
-    bad = [*questions.manifest.bad, *fitting(questions, model)[1]]
+    if isinstance(job, OmniJob):
+        means |= _drawn_scores(job, model)
+    bad = [*questions.manifest.bad, *long.values()]
     return {"scores": means, "left_out": bad, "counts": dict(questions.manifest.counts)}
+
+
+def _some(numbers: np.ndarray) -> np.ndarray:
+    return numbers[:: max(1, len(numbers) // ASKED)][:ASKED]
+
+
+def _drawn_scores(job: OmniJob, model: Any) -> dict[str, Any]:
+    """Scores of held-out scenes, by "row of the table/kind of map"."""
+    scenes, size = job.scenes, job.stage.map_px
+    numbers = _some(scenes.held_out)
+    parts = [
+        drawn(model, scenes, numbers[first : first + TOGETHER], size)
+        for first in range(0, len(numbers), TOGETHER)
+    ]
+    found = joined(parts)
+    return {
+        f"{job.stage.draws}/{kind}": {"score": score, "asked": len(numbers)}
+        for kind, score in scores(found, scenes.maps(numbers, size)).items()
+    }
 
 
 def _scores(

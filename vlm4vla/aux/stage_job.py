@@ -79,11 +79,6 @@ class StageJob:
         return None
 
 
-def make_stage_job(stage: AuxStage, engine: Engine, dataset: Path, scratch: Path) -> StageJob:
-    """A job from what is known when it is planned and what a worker adds: its folders."""
-    return StageJob(stage, dataset, scratch, engine)
-
-
 class Asked(Ahead):
     """What worker `rank` of `workers` computes at each step; parts: micro-batches per step."""
 
@@ -97,9 +92,10 @@ class Asked(Ahead):
         parts: int,
     ) -> None:
         self.questions, self.model, self.workers, self.parts = questions, model, workers, parts
-        usable, long = fitting(questions, model)
-        for why in long:
+        long = too_long(questions, model)
+        for why in long.values():
             log.warning("left out of %s: %s", stage.name, why)
+        usable = {name: _usable(name, n, long) for name, n in questions.trained.items()}
         shares = dict(stage.mixture)
         self.seed = stage.seed
         self.order = Order(usable, shares, questions.size, stage.batch, stage.seed)
@@ -134,26 +130,31 @@ def weighted(inputs: Inputs, targets: tuple[Tensor, ...], weigh: float) -> Batch
     return Batch(inputs, targets, weight=answered * weigh, tokens=tokens)
 
 
-def fitting(
-    questions: Questions, model: Answering
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Numbers to train on, by row of the table, and why the others do not fit the context."""
+def too_long(questions: Questions, model: Answering) -> dict[int, str]:
+    """Numbers of the questions that do not fit the model's context, and why each does not."""
     prompter = model.questioner
     room = prompter.context - len(prompter.tokens("")) - len(prompter.tail(""))
-    long = {}
-    for numbers in questions.trained.values():
-        for number in numbers:
-            text, answer = questions.questions[number], questions.answers[number]
-            # No tokenizer makes more tokens than there are bytes, so few have to be counted.
-            spelled = answer.encode() if isinstance(answer, str) else answer
-            if len(text.encode()) + len(spelled) <= room:
-                continue
-            needed = len(prompter.tokens(text)) + len(prompter.tail(answer))
-            if needed > prompter.context:
-                long[number] = (
-                    f"{questions.where[number]}: needs {needed} tokens of {prompter.context}"
-                )
-    usable = {
-        name: numbers[~np.isin(numbers, list(long))] for name, numbers in questions.trained.items()
-    }
-    return usable, tuple(long.values())
+    found = {}
+    pairs = zip(questions.questions, questions.answers, strict=True)
+    for number, (text, answer) in enumerate(pairs):
+        # No tokenizer makes more tokens than there are bytes, so few have to be counted.
+        spelled = answer.encode() if isinstance(answer, str) else answer
+        if len(text.encode()) + len(spelled) <= room:
+            continue
+        needed = len(prompter.tokens(text)) + len(prompter.tail(answer))
+        if needed > prompter.context:
+            where = questions.where[number]
+            found[number] = f"{where}: needs {needed} tokens of {prompter.context}"
+    return found
+
+
+def without(numbers: np.ndarray, left_out: Mapping[int, str]) -> np.ndarray:
+    return numbers[~np.isin(numbers, list(left_out))]
+
+
+def _usable(name: str, numbers: np.ndarray, long: Mapping[int, str]) -> np.ndarray:
+    usable = without(numbers, long)
+    if not len(usable):
+        why = next(iter(long.values()))
+        raise ValueError(f"no question of {name} fits the backbone's context: {why}, …")
+    return usable
