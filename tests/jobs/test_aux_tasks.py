@@ -67,3 +67,7 @@ def test_the_six_cells_of_action_injection(tmp_path):
     assert len({(row["aux"], row["freeze"]) for row in rows}) == 6
     assert {row["freeze"] for row in rows} == {"", "vision"}
     assert said.count("tabletop-actions/action") == 2
+    stages = {row["aux"] for row in rows if row["aux"]}
+    turns = {stage: os.listdir(store / "leases" / "stages" / stage) for stage in stages}
+    assert len(turns) == 2
+    assert all("00000002" not in taken for taken in turns.values())

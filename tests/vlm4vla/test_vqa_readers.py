@@ -287,6 +287,19 @@ def test_prepared_questions_come_back_and_bad_ones_are_listed(tmp_path):
     assert found.words() == 0
 
 
+def test_samples_of_one_scene_are_held_out_together(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    samples = [
+        Sample(image.copy(), "q", f"{scene}", "text", scene=f"demonstration {scene}")
+        for scene in range(16)
+        for _ in range(3)
+    ]
+    assert prepared(tmp_path, samples).counts == {"robopoint": (42, 6)}
+    found = Questions(tmp_path)
+    held = [found.answers[number] for number in found.held_out["robopoint"]]
+    assert held == ["7", "7", "7", "15", "15", "15"]
+
+
 def test_ids_as_answers_and_regions_come_back(tmp_path):
     image = np.zeros((4, 4, 3), np.uint8)
     region = (0.1, 0.2, 0.3, 0.4)

@@ -6,7 +6,6 @@ Table 4's stage. The fitted tokenizer is stored beside the questions, to read an
 from __future__ import annotations
 
 import io
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,8 +53,8 @@ def action_samples(
         for path in sorted(Path(scratch).iterdir()):
             put(path.name, path.read_bytes())
     spelled = ActionWords.of(fast, model, tokenizer_of(model))
-    every = max(1, len(chunks) // row.samples)
-    return itertools.islice(samples(_demonstrations(folder), spelled, every), row.samples)
+    every = -(-len(chunks) // row.samples)
+    return samples(_demonstrations(folder), spelled, every)
 
 
 def _demonstrations(folder: Path) -> Iterator[Demonstration]:

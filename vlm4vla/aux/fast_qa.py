@@ -86,7 +86,9 @@ def samples(
     for number, demo in enumerate(demonstrations):
         chunks = whole_chunks(demo.actions, words.fast.chunk)[::every]
         question = QUESTION.format(instruction=demo.instruction)
+        scene = f"demonstration {number}"
         for place, answer in enumerate(words.answers(chunks) if len(chunks) else ()):
             frame = place * every
-            where = f"demonstration {number}: frame {frame}"
-            yield Sample(demo.images[frame], question, answer, "action", where=where)
+            where = f"{scene}: frame {frame}"
+            image = demo.images[frame]
+            yield Sample(image, question, answer, "action", where=where, scene=scene)

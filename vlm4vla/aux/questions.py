@@ -50,7 +50,7 @@ PER_SHARD = 4096
 MOST_PX = 448
 """Longer sides of published pictures are shrunk to this: twice what backbones are shown."""
 HELD_OUT = 512
-"""Pictures of each row of the table that are never trained on, or an eighth of a small row's."""
+"""About so many questions of each row are never trained on, or an eighth of a small row's."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def prepare(
 
 
 def _add_all(writer: _Writer, data: str, samples: Iterable[Sample | Bad], stride: int) -> None:
-    """Every `stride`-th picture is held out with all its questions."""
-    pictures, image, encoded = 0, object(), b""
+    """Every `stride`-th scene is held out with all its questions."""
+    scenes, scene, image, encoded = 0, None, object(), b""
     for sample in samples:
         if isinstance(sample, Bad):
             writer.bad.append(str(sample))
@@ -116,8 +116,9 @@ def _add_all(writer: _Writer, data: str, samples: Iterable[Sample | Bad], stride
         except (OSError, ValueError, KeyError) as error:
             writer.bad.append(f"{sample.where}: picture: {type(error).__name__}: {error}")
             continue
-        pictures, image = pictures + (not again), sample.image
-        writer.add(data, sample, (pictures - 1) % stride == stride - 1, encoded, again)
+        scenes += not (again or (sample.scene and sample.scene == scene))
+        scene, image = sample.scene, sample.image
+        writer.add(data, sample, (scenes - 1) % stride == stride - 1, encoded, again)
 
 
 def _encoded(sample: Sample) -> bytes:

@@ -23,7 +23,8 @@ class Sample:
 
     image: the picture, or what loads it when it is wanted. answer: text, or vocabulary ids
     without an end token. kind: one of `KINDS`. regions: where a point counts as right; none
-    where the answer's own points say it. where: "file: row" for people.
+    where the answer's own points say it. where: "file: row" for people. scene: samples of one
+    are trained on or held out together; if empty, those of one picture are.
     """
 
     image: Image | Callable[[], Image]
@@ -32,6 +33,7 @@ class Sample:
     kind: str
     regions: tuple[Region, ...] = ()
     where: str = ""
+    scene: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
