@@ -246,6 +246,29 @@ def test_demonstrations_become_questions_about_actions(tmp_path):
     assert build_policy(Run(stage.backbone, "tabletop", aux=stage.id), 4, stage=file)
     scores = score_stage(stage, data, file)["scores"]
     assert 0 <= scores["tabletop-actions/action"]["score"] <= 1
+    assert 0 <= scores["tabletop-actions/tokens"]["score"] <= 1
+
+
+def test_token_accuracy_is_of_each_answer_with_its_end():
+    model = build(STAGE, 300, None).eval()
+    image = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
+    asked = ["is it red", "where"]
+    batch = model.prepare_text(image, asked, [(299, 260), (270,)])
+    likeliest = model.lm_logits(batch).argmax(-1)
+    labels = batch["labels"]
+    by_hand = [
+        [
+            int(likeliest[row, place - 1]) == label
+            for place, label in enumerate(labels[row].tolist())
+            if label >= 0
+        ]
+        for row in range(2)
+    ]
+    assert [len(each) for each in by_hand] == [3, 2]
+    assert model.token_accuracy(batch) == pytest.approx([np.mean(each) for each in by_hand])
+    (said,) = model.answers(image[:1], asked[:1], 2)
+    own = model.prepare_text(image[:1], asked[:1], [said])
+    assert model.token_accuracy(own)[0] >= len(said) / (len(said) + 1)
 
 
 def test_actions_need_their_demonstrations():

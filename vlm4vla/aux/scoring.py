@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vlm4vla.aux.stage_job import too_long, without
 from vlm4vla.engine import Engine
 from vlm4vla.stages import AuxStage
 
+Pictures = Callable[[np.ndarray], np.ndarray]
 ASKED = 256
 """Held-out questions of each row that are asked, at most."""
 TOGETHER = 32
@@ -74,7 +75,7 @@ def _drawn_scores(job: OmniJob, model: Any) -> dict[str, Any]:
 def _scores(
     model: Answering, stage: AuxStage, questions: Questions, numbers: np.ndarray
 ) -> Mapping[str, list[float]]:
-    """Scores of the questions by kind of answer."""
+    """Scores of the questions by kind of answer; of those in ids also their "tokens"."""
     pictures = questions.pictures(model.input_px(stage.image_px), model.resize)
     found: dict[str, list[float]] = {}
     for first in range(0, len(numbers), TOGETHER):
@@ -85,7 +86,18 @@ def _scores(
         for number, ids in zip(some, said, strict=True):
             kind = questions.kinds[number]
             found.setdefault(kind, []).append(_score(model, questions, number, ids))
+        if ids_alone := [n for n in some if not isinstance(questions.answers[n], str)]:
+            found.setdefault("tokens", []).extend(_told(model, questions, ids_alone, pictures))
     return found
+
+
+def _told(
+    model: Answering, questions: Questions, numbers: list[int], pictures: Pictures
+) -> list[float]:
+    """Token accuracy of answers in ids, each word after the true ones: what training counts."""
+    asked = [questions.questions[number] for number in numbers]
+    truth = [questions.answers[number] for number in numbers]
+    return model.token_accuracy(model.prepare_text(pictures(np.array(numbers)), asked, truth))
 
 
 def _score(model: Answering, questions: Questions, number: int, ids: tuple[int, ...]) -> float:

@@ -42,6 +42,17 @@ class Answering(VisionLanguageModel):
         return loss, {"loss": found["text_loss"], "token_accuracy": found["text_accuracy"]}
 
     @torch.no_grad()
+    def token_accuracy(self, inputs: Inputs) -> list[float]:
+        """Of each answer of a `prepare_text` batch, the share of its tokens, its end included,
+        that are the likeliest after the true ones before them."""
+        inputs = to_device(inputs, self.device)
+        hidden, labels = self.family.hidden(self.vlm, inputs, self.recipe), inputs["labels"][:, 1:]
+        answered = labels >= 0
+        found = self.family.logits(self.vlm, hidden[:, :-1][answered]).argmax(-1)
+        right = (found == labels[answered]).float().split(answered.sum(1).tolist())
+        return [float(each.mean()) for each in right]
+
+    @torch.no_grad()
     def answers(
         self, images: UInt8[np.ndarray, "B H W 3"], questions: Sequence[str], most: int
     ) -> list[tuple[int, ...]]:
