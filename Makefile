@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators preflight submit services bench-simulators bench-rollouts bench-train bench-sft bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-sft bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -41,6 +41,9 @@ libero calvin simpler: $(READY)  ## a simulator's own interpreter; SRC=PATH take
 	bash infra/simulators/setup.sh $@ $(SRC)
 
 simulators: libero calvin simpler
+
+lerobot: $(READY)  ## LeRobot's own environment, to serve its checkpoints
+	bash infra/policies/setup-lerobot.sh
 
 preflight: $(READY)  ## start each installed simulator, render a frame, say what is wrong
 	$(BIN)/python -m envs preflight

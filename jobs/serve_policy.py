@@ -3,7 +3,8 @@
     .venv/bin/python jobs/serve_policy.py --policy FOLDER --port 8000
     .venv/bin/python jobs/serve_policy.py --backbone tiny-qwen3vl-2b     (untrained, to try it)
 
-Clients send {"image": uint8 [H, W, 3], "prompt": text} and get {"actions": float32 [k, 7]}.
+Clients send {"image": uint8 [H, W, 3], "prompt": text} and get {"actions": float32 [k, 7]};
+the vla-eval harness, which shows no token, asks at ws://127.0.0.1:PORT/vla-eval.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--host", default=LOOPBACK, help="others than this machine need a token")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one")
     parser.add_argument("--batch", type=cli.positive, default=16, help="observations per batch")
+    parser.add_argument(
+        "--horizon", type=cli.positive, help="actions of a chunk for vla-eval (default: half)"
+    )
     parser.add_argument("--threads", type=cli.positive, default=os.cpu_count(), help="of the model")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the address here")
     return parser.parse_args()
@@ -53,7 +57,8 @@ def main() -> int:
         "chunk": policy.chunk,
         "action_spec": asdict(policy.action_spec) if policy.action_spec else None,
     }
-    server = PolicyServer(policy, policy.resize, declared, token, args.batch, args.threads)
+    horizon = args.horizon or max(1, policy.chunk // 2)
+    server = PolicyServer(policy, policy.resize, declared, token, args.batch, args.threads, horizon)
     with server.listen(args.host, args.port) as listening:
         address = "ws://{}:{}".format(*listening.socket.getsockname()[:2])
         cli.write_json(args.json, [{"url": address, **declared}])

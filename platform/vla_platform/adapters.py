@@ -1,4 +1,4 @@
-"""What openpi servers call the things they see, and what their actions mean here."""
+"""What policy servers call the things they see, and what their actions mean here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.api import ActionSpec, Benchmark, Observation, did_you_mean
 from envs.benchmarks import benchmark
+from vla_platform import vla_eval
 
 
 def axis_angle_state(state: np.ndarray) -> np.ndarray:
@@ -27,7 +28,7 @@ class Adapter:
     views: extra camera -> its key. state: key of the proprioception, "" for none; state_form
     makes it what the policy was trained with. simulator_args: what the benchmark's simulator
     must show beyond its row. actions_of: the benchmark whose actions the policies speak, ""
-    when the server must declare them.
+    when the server must declare them. dialect: the protocol, a row of `remote.DIALECTS`.
     """
 
     image: str
@@ -37,6 +38,7 @@ class Adapter:
     state_form: Callable[[np.ndarray], np.ndarray] = np.asarray
     simulator_args: Mapping[str, Any] = field(default_factory=dict)
     actions_of: str = ""
+    dialect: str = "openpi"
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -50,8 +52,20 @@ ADAPTERS: dict[str, Adapter] = {
         simulator_args={"views": ["robot0_eye_in_hand"], "state": True},
         actions_of="libero_10",
     ),
+    "vla-eval": Adapter(image=vla_eval.CAMERA, prompt=vla_eval.TASK, dialect="vla-eval"),
+    "vla-eval-libero": Adapter(
+        image=vla_eval.CAMERA,
+        prompt=vla_eval.TASK,
+        views={"robot0_eye_in_hand": vla_eval.WRIST},
+        state=vla_eval.STATE,
+        state_form=axis_angle_state,
+        simulator_args={"views": ["robot0_eye_in_hand"], "state": True},
+        actions_of="libero_10",
+        dialect="vla-eval",
+    ),
 }
-"""`libero` is what openpi's own LIBERO policies are asked with."""
+"""`libero` is what openpi's own LIBERO policies are asked with; `vla-eval` asks model servers of
+that harness, each of whose answers is the first action unless it serves whole chunks."""
 
 
 def adapter(name: str) -> Adapter:
@@ -84,7 +98,8 @@ def declared_actions(metadata: Mapping[str, Any], by: Adapter, actions_of: str) 
         except TypeError as error:
             raise ValueError(f"the server's action_spec is not an ActionSpec: {error}") from None
     if actions_of or by.actions_of:
-        return benchmark(actions_of or by.actions_of).action_spec
+        said = benchmark(actions_of or by.actions_of).action_spec
+        return vla_eval.meant(metadata.get("action_dims", {}), said)
     raise ValueError(
         "the server declares no action_spec: say with --actions BENCHMARK in whose units it "
         "answers, or choose an --adapter that says so"

@@ -79,7 +79,7 @@ def _named(benchmarks: list[str] | None, text: str) -> list[str]:
 
 def _remote(url: str, row: Benchmark, served: Served) -> Candidate:
     by = adapter(served.adapter)
-    metadata = metadata_of(url)
+    metadata = metadata_of(url, by.dialect)
     actions = declared_actions(metadata, by, served.actions)
     require_alike(actions, row.action_spec, f"the policy at {url}", row.name)
     # Kept as it was read: a later connection must be told the same, to the letter.

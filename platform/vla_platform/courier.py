@@ -18,7 +18,7 @@ from envs.api import Observation
 from vla_platform import metrics
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import AnyPolicy
-from vla_platform.inference import checked
+from vla_platform.batcher import checked
 from vla_platform.remote import Lines, PolicyUnavailableError, Remote
 
 GATHER_S = 0.003

@@ -1,4 +1,4 @@
-"""Policies behind one batched, batch-invariant call.
+"""Policies of the store behind one batched, batch-invariant call, as Ray actors.
 
 A replica holds checkpoints loaded from the store and answers observations of many episodes
 in batches of one fixed shape, so an episode's actions do not depend on who shared its batch.
@@ -6,15 +6,9 @@ in batches of one fixed shape, so an episode's actions do not depend on who shar
 
 from __future__ import annotations
 
-import logging
-import queue
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,153 +17,18 @@ from ray.actor import ActorHandle
 from envs.api import Observation
 from vla_platform import artifacts, metrics
 from vla_platform.artifacts import Checkpoint
+from vla_platform.batcher import Batcher, Policy
 from vla_platform.store import Store
 
-log = logging.getLogger(__name__)
-
-GATHER_S = 0.004
-"""How long a batch waits for company after its first observation."""
-MOST_POLICIES = 4
-"""Checkpoints kept in a replica's memory; the least recently used leaves first."""
-
-
-class Policy(Protocol):
-    """All the platform knows of a policy.
-
-    batch_invariant: whether, at a fixed shape, company leaves actions bit-identical; if not,
-    observations are answered one by one.
-    """
-
-    @property
-    def batch_invariant(self) -> bool: ...
-
-    def act(self, observations: Sequence[Observation], length: int | None) -> np.ndarray:
-        """Action chunks float32 [B, k, 7] in the benchmark's units, at one fixed `length`."""
-        ...
-
-    def group(self, observation: Observation) -> int:
-        """The length for one observation: a function of it alone; equal ones share a batch."""
-        ...
-
-
 LoadPolicy = Callable[[Path], Policy]
-
-
-class BadActionsError(Exception):
-    """A policy answered with actions that are not finite numbers of the right shape."""
-
-
-@dataclass
-class _Request:
-    checkpoint: Checkpoint
-    observation: Observation
-    answer: Future[np.ndarray]
-
-
-def padded(observations: Sequence[Observation], size: int) -> list[Observation]:
-    """Fill a batch up to `size` with copies of its last member."""
-    return [*observations, *[observations[-1]] * (size - len(observations))]
-
-
-class Batcher:
-    """Answers observations of many askers in batches of one fixed shape, in a thread of its own.
-
-    load: the policy of a checkpoint that is not in memory.
-    """
-
-    def __init__(self, load: Callable[[Checkpoint], Policy], batch: int, threads: int) -> None:
-        self.load, self.batch = load, batch
-        self.policies: dict[str, Policy] = {}
-        self.waiting: queue.Queue[_Request] = queue.Queue()
-        _limit_threads(threads)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def ask(self, checkpoint: Checkpoint, observation: Observation) -> Future[np.ndarray]:
-        """The chunk float32 [k, 7] for one observation, once a batch has carried it."""
-        request = _Request(checkpoint, observation, Future())
-        self.waiting.put(request)
-        return request.answer
-
-    def _serve(self) -> None:
-        backlog: list[_Request] = []
-        while True:
-            backlog += self._gather(block=not backlog)
-            try:
-                self._answer(self._alike(backlog))
-            except Exception as error:
-                # A policy that cannot be loaded answers so; this thread must live on.
-                for request in self._same_policy(backlog):
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
-            backlog = [request for request in backlog if not request.answer.done()]
-
-    def _gather(self, block: bool) -> list[_Request]:
-        """Whatever waits; after the first, company may still arrive for GATHER_S."""
-        found: list[_Request] = [self.waiting.get()] if block else []
-        deadline = time.monotonic() + (GATHER_S if block else 0)
-        while len(found) < self.batch:
-            try:
-                left = deadline - time.monotonic()
-                found.append(
-                    self.waiting.get(timeout=left) if left > 0 else self.waiting.get(False)
-                )
-            except queue.Empty:
-                break
-        return found
-
-    def _alike(self, backlog: list[_Request]) -> list[_Request]:
-        """The oldest request and those that may share its batch, up to the fixed size."""
-        policy = self._policy(backlog[0])
-        group = policy.group(backlog[0].observation)
-        same = self._same_policy(backlog)
-        return [r for r in same if policy.group(r.observation) == group][: self._size(policy)]
-
-    def _size(self, policy: Policy) -> int:
-        return self.batch if policy.batch_invariant else 1
-
-    def _same_policy(self, backlog: list[_Request]) -> list[_Request]:
-        return [r for r in backlog if r.checkpoint == backlog[0].checkpoint]
-
-    def _policy(self, request: _Request) -> Policy:
-        digest = request.checkpoint.digest
-        policy = self.policies.pop(digest, None) or self.load(request.checkpoint)
-        self.policies[digest] = policy
-        while len(self.policies) > MOST_POLICIES:
-            self.policies.pop(next(iter(self.policies)))
-        return policy
-
-    def _answer(self, batch: list[_Request]) -> None:
-        """Actions, or for each its own error: one bad observation must not spoil its company."""
-        try:
-            chunks = self._infer(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].answer.set_exception(error)
-            else:
-                for request in batch:
-                    self._answer([request])
-            return
-        for request, chunk in zip(batch, chunks, strict=True):
-            request.answer.set_result(chunk)
-
-    def _infer(self, batch: list[_Request]) -> np.ndarray:
-        policy = self.policies[batch[0].checkpoint.digest]
-        length = policy.group(batch[0].observation)
-        seen = padded([request.observation for request in batch], self._size(policy))
-        began = time.perf_counter()
-        chunks = np.asarray(policy.act(seen, length))
-        metrics.observe("vla_inference_seconds", time.perf_counter() - began, kind="local")
-        metrics.observe("vla_inference_batch_observations", len(batch))
-        if chunks.ndim != 3:
-            raise _bad(batch[0].checkpoint, chunks)
-        return chunks[: len(batch)]
 
 
 class Replica(Batcher):
     """One inference process with the store's policies; a Ray actor in `start_replicas`."""
 
     def __init__(self, store: Store, load: LoadPolicy, batch: int, threads: int) -> None:
-        super().__init__(lambda c: load(artifacts.fetch_policy(store, c)), batch, threads)
+        fetch = lambda checkpoint: load(artifacts.fetch_policy(store, checkpoint))  # noqa: E731
+        super().__init__(fetch, batch, threads, _note)
 
     def act(
         self,
@@ -190,31 +49,9 @@ class Replica(Batcher):
         return np.stack([answer.result() for answer in answers])
 
 
-def checked(chunk: np.ndarray, horizon: int, who: str) -> np.ndarray:
-    """The `horizon` actions float32 [horizon, 7] to execute; BadActionsError names the policy.
-
-    Never asked again: the same policy would answer the same observation alike.
-    """
-    if chunk.ndim != 2 or chunk.shape[1] != 7 or len(chunk) < horizon:
-        raise BadActionsError(
-            f"{who} answered actions of shape {list(chunk.shape)}; expected [k >= {horizon}, 7]"
-        )
-    if not np.isfinite(chunk).all():
-        raise BadActionsError(f"{who} answered actions that are not finite numbers")
-    return chunk[:horizon]
-
-
-def _bad(checkpoint: Checkpoint, chunks: np.ndarray) -> BadActionsError:
-    return BadActionsError(
-        f"{checkpoint} answered actions of shape {list(chunks.shape)}; expected [B, k, 7]"
-    )
-
-
-def _limit_threads(threads: int) -> None:
-    """Torch, where a policy uses it, must not fight the simulators for cores."""
-    import torch
-
-    torch.set_num_threads(threads)
+def _note(seconds: float, observations: int) -> None:
+    metrics.observe("vla_inference_seconds", seconds, kind="local")
+    metrics.observe("vla_inference_batch_observations", observations)
 
 
 def start_replicas(

@@ -1,8 +1,8 @@
-"""Policies behind a server that speaks openpi's protocol: msgpack with numpy over a WebSocket.
+"""Policies behind servers: msgpack with numpy over a WebSocket, by openpi's protocol or vla-eval's.
 
-On connecting the server sends its metadata; then each observation (a dict) is answered with
-`{"actions": [k, 7], …}`, or with a text that says what went wrong. The format is openpi-client's,
-written here because that package asks for numpy 1.
+By openpi's the server sends its metadata on connecting; then each observation (a dict) is
+answered with `{"actions": [k, 7], …}`, or with a text that says what went wrong. The format is
+openpi-client's, written here because that package asks for numpy 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import numpy as np
@@ -23,6 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from envs.api import ActionSpec, Observation
 from envs.hashing import canonical_json, stable_hash
+from vla_platform import vla_eval
 from vla_platform.adapters import ADAPTERS, converted, observation_dict
 
 CONNECT_S = 5.0
@@ -107,15 +108,42 @@ def _unpack_numpy(value: dict[Any, Any]) -> Any:
     return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])
 
 
-def metadata_of(url: str, timeout: float = CONNECT_S) -> dict[str, Any]:
+class Dialect(Protocol):
+    """How one protocol is spoken over an open line; ValueError for what is not of it."""
+
+    def greet(self, line: ClientConnection, timeout: float) -> Any:
+        """What the server declares of itself."""
+        ...
+
+    def ask(self, line: ClientConnection, sent: Mapping[str, Any], timeout: float) -> Any:
+        """The answer to one observation."""
+        ...
+
+
+class OpenPi:
+    """The dialect of openpi's servers."""
+
+    def greet(self, line: ClientConnection, timeout: float) -> Any:
+        return unpack(_bytes(line.recv(timeout)))
+
+    def ask(self, line: ClientConnection, sent: Mapping[str, Any], timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
+        line.send(pack(sent))
+        return unpack(_bytes(line.recv(max(0.0, deadline - time.monotonic()))))
+
+
+DIALECTS: dict[str, Dialect] = {"openpi": OpenPi(), "vla-eval": vla_eval}
+
+
+def metadata_of(url: str, dialect: str = "openpi", timeout: float = CONNECT_S) -> dict[str, Any]:
     """What the server at `url` declares; PolicyUnavailableError when none answers."""
-    connection, declared = _open(url, timeout)
+    connection, declared = _open(url, dialect, timeout)
     connection.close()
     return dict(json.loads(declared))
 
 
-def _open(url: str, timeout: float) -> tuple[ClientConnection, str]:
-    """A connection and the metadata that the server sent first, as canonical JSON."""
+def _open(url: str, dialect: str, timeout: float) -> tuple[ClientConnection, str]:
+    """A connection and what the server declares, as canonical JSON."""
     try:
         connection = connect(
             url,
@@ -125,7 +153,7 @@ def _open(url: str, timeout: float) -> tuple[ClientConnection, str]:
             proxy=None,
             additional_headers=_credentials(),
         )
-        declared = unpack(_bytes(connection.recv(timeout=timeout), url))
+        declared = DIALECTS[dialect].greet(connection, timeout)
     except (OSError, WebSocketException, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise PolicyUnavailableError(
@@ -133,10 +161,10 @@ def _open(url: str, timeout: float) -> tuple[ClientConnection, str]:
         ) from None
     except ValueError as error:
         raise PolicyRefusedError(
-            f"{url} is not an openpi policy server: its first message is {error}"
+            f"{url} is not a policy server of {dialect}'s protocol: its first message is {error}"
         ) from None
     if not isinstance(declared, dict):
-        raise PolicyRefusedError(f"{url} is not an openpi policy server: it declares no dict")
+        raise PolicyRefusedError(f"{url} is no policy server of {dialect}'s: it declares no dict")
     return connection, canonical_json(_plain(declared))
 
 
@@ -146,11 +174,11 @@ def _credentials() -> dict[str, str]:
     return {"Authorization": f"Api-Key {key}"} if key else {}
 
 
-def _bytes(message: str | bytes, url: str) -> bytes:
+def _bytes(message: str | bytes) -> bytes:
     """An answer; a text instead is the server's traceback."""
     if isinstance(message, str):
         lines = message.strip().splitlines() or ["an empty text"]
-        raise PolicyRefusedError(f"the policy at {url} failed: {lines[-1][:500]}")
+        raise ValueError(f"an error: {lines[-1][:500]}")
     return message
 
 
@@ -184,17 +212,15 @@ class Lines:
         PolicyUnavailableError: cut off or silent, ask again. PolicyRefusedError: an error text, or
         a server that now declares something else than when the evaluation began.
         """
-        line = self._take(policy)
+        line, by = self._take(policy), ADAPTERS[policy.adapter]
         try:
-            deadline = time.monotonic() + min(timeout, ANSWER_S)
-            line.send(pack(observation_dict(observation, ADAPTERS[policy.adapter])))
-            message = line.recv(timeout=max(0.0, deadline - time.monotonic()))
-            answer = unpack(_bytes(message, policy.url))
+            sent = observation_dict(observation, by)
+            answer = DIALECTS[by.dialect].ask(line, sent, min(timeout, ANSWER_S))
         except (OSError, WebSocketException, TimeoutError) as error:
             line.close()
             reason = str(error) or type(error).__name__
             raise PolicyUnavailableError(f"{policy} does not answer: {reason}") from None
-        except (ValueError, PolicyRefusedError) as error:
+        except ValueError as error:
             line.close()
             raise PolicyRefusedError(f"{policy} gave no actions: {error}") from None
         self._give_back(policy, line)
@@ -212,7 +238,7 @@ class Lines:
             idle = self._idle.get(policy.url)
             if idle:
                 return idle.pop()
-        line, declared = _open(policy.url, CONNECT_S)
+        line, declared = _open(policy.url, ADAPTERS[policy.adapter].dialect, CONNECT_S)
         if declared != policy.declared:
             line.close()
             raise PolicyRefusedError(

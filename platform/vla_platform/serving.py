@@ -2,6 +2,7 @@
 
 A client is sent what the policy declares, then answered observation by observation. Whatever
 a client does wrong is told to it in a text, and its line stays open for a better message.
+At the path of `vla_eval` the same policy speaks that harness's protocol.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -19,9 +22,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from envs.api import Observation
+from envs.api import ActionSpec, Observation
+from vla_platform import vla_eval
 from vla_platform.artifacts import Checkpoint
-from vla_platform.inference import Batcher, Policy, checked
+from vla_platform.batcher import Batcher, Policy, checked
 from vla_platform.remote import LARGEST, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,9 @@ LOOPBACK = "127.0.0.1"
 TOKEN = "VLA_SERVE_TOKEN"
 """Environment variable, because a command line can be read by every user of a machine."""
 IMAGE_KEYS = ("image", "observation/image")
+WRIST_KEY, STATE_KEY = "observation/wrist_image", "observation/state"
+"""What openpi's LIBERO clients send besides; our own policies look at neither."""
+WRIST = "wrist"
 LARGEST_SIDE = 4096
 """Pixels."""
 HEALTH = "/healthz"
@@ -49,6 +56,8 @@ class PolicyServer:
 
     declared: what every client is told first; `policy` in it is the policy's identity.
     token: what clients must show; None admits everyone. batch: observations per batch.
+    horizon: actions of a chunk that vla-eval's benchmarks execute before the policy looks again;
+    None for all.
     """
 
     def __init__(
@@ -59,10 +68,14 @@ class PolicyServer:
         token: str | None = None,
         batch: int = 16,
         threads: int = 1,
+        horizon: int | None = None,
     ) -> None:
         self.declared, self.token, self.resize = dict(declared), token, resize
+        self.horizon = horizon
         self.checkpoint = Checkpoint("served", 0, str(declared["policy"]))
-        self.batcher = Batcher(lambda _: policy, batch, threads)
+        self.clients = 0
+        self._counting = threading.Lock()
+        self.batcher = Batcher(lambda _: policy, batch, threads, company=lambda: self.clients)
 
     def listen(self, host: str, port: int) -> Server:
         """A bound server (port 0: any free one); `serve_forever` runs it, `shutdown` ends it.
@@ -86,28 +99,60 @@ class PolicyServer:
 
     def _client(self, line: ServerConnection) -> None:
         try:
-            line.send(pack(self.declared))
-            for count, message in enumerate(line):
-                line.send(self._reply(message, count))
+            with self._counted():
+                if line.request is not None and line.request.path == vla_eval.PATH:
+                    self._as_vla_eval(line)
+                else:
+                    self._as_openpi(line)
         except ConnectionClosed as error:
             log.info("a client left: %s", error)
+
+    def _as_openpi(self, line: ServerConnection) -> None:
+        line.send(pack(self.declared))
+        for count, message in enumerate(line):
+            line.send(self._reply(message, count))
+
+    def _as_vla_eval(self, line: ServerConnection) -> None:
+        spec = self.declared.get("action_spec")
+        session = vla_eval.Session(self.answer, spec and ActionSpec(**spec), self.horizon)
+        for message in line:
+            if reply := session.reply(message):
+                line.send(reply)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A client asks once at a time, so no batch waits for more than are connected."""
+        with self._counting:
+            self.clients += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.clients -= 1
 
     def _reply(self, message: str | bytes, count: int) -> str | bytes:
         """The packed answer to a client's message number `count`, or a text about its fault."""
         began = time.perf_counter()
         try:
-            seen = observation_of(message, count)
-            frame = self.resize(seen.image[None])[0]
-            asked = Observation(frame, seen.instruction, seed=seen.seed)
-            chunk = self.batcher.ask(self.checkpoint, asked).result()
-            chunk = checked(chunk, len(chunk), "the policy")
+            chunk = self.answer(observation_of(message, count))
         except ValueError as error:
             return f"{type(error).__name__}: {error}"
-        except Exception as error:
-            log.exception("the policy failed")
-            return f"the policy failed: {type(error).__name__}: {error}"
         took = 1000 * (time.perf_counter() - began)
         return pack({"actions": chunk, "server_timing": {"infer_ms": took}})
+
+    def answer(self, seen: Observation) -> np.ndarray:
+        """The chunk float32 [k, 7] for what a client saw; ValueError says why there is none."""
+        try:
+            frame = self.resize(frame_of(seen.image)[None])[0]
+            views = {name: frame_of(view) for name, view in seen.views.items()}
+            asked = Observation(frame, seen.instruction, views, seen.state, seen.seed)
+            chunk = self.batcher.ask(self.checkpoint, asked).result()
+            return checked(chunk, len(chunk), "the policy")
+        except ValueError:
+            raise
+        except Exception as error:
+            log.exception("the policy failed")
+            raise ValueError(f"the policy failed: {type(error).__name__}: {error}") from error
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -137,16 +182,24 @@ def observation_of(message: str | bytes, count: int) -> Observation:
         raise BadRequestError(f"'prompt' must be a text, not a {type(prompt).__name__}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise BadRequestError(f"'seed' must be a whole number from 0, not {seed!r}")
-    return Observation(_image(sent), prompt, seed=seed)
+    views = {WRIST: sent[WRIST_KEY]} if WRIST_KEY in sent else {}
+    return Observation(_image(sent), prompt, views, sent.get(STATE_KEY), seed)
 
 
-def _image(sent: Mapping[Any, Any]) -> np.ndarray:
+def _image(sent: Mapping[Any, Any]) -> Any:
     image = next((sent[key] for key in IMAGE_KEYS if key in sent), None)
     if not isinstance(image, np.ndarray):
         known = ", ".join(repr(key) for key in sorted(map(str, sent)))
         raise BadRequestError(
             f"no array under {IMAGE_KEYS[0]!r} or {IMAGE_KEYS[1]!r}; the message has {known}"
         )
+    return image
+
+
+def frame_of(image: Any) -> np.ndarray:
+    """The frame uint8 [H, W, 3], or BadRequestError."""
+    if not isinstance(image, np.ndarray):
+        raise BadRequestError(f"a frame must be an array, not a {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise BadRequestError(
             f"the image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"

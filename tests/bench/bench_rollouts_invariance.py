@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from vla_platform.inference import padded
+from vla_platform.batcher import padded
 
 from envs import tabletop
 from envs.api import Observation

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from vla_platform import evaluation
 from vla_platform.artifacts import Checkpoint
+from vla_platform.batcher import Policy
 from vla_platform.cluster import CLUSTERS
 from vla_platform.evaluation import Wanted
-from vla_platform.inference import Policy
 from vla_platform.ledger import Ledger
 from vla_platform.rollouts import Pool
 from vla_platform.store import open_store

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from vla_platform import artifacts
-from vla_platform.inference import BadActionsError, Replica, _Request, checked
+from vla_platform.batcher import BadActionsError, _Request, checked
+from vla_platform.inference import Replica
 from vla_platform.store import open_store
 
 from envs import tabletop

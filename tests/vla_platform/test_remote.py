@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from vla_platform.adapters import ADAPTERS, axis_angle_state, converted, require_alike
 from vla_platform.assignments import Assignment
+from vla_platform.batcher import BadActionsError
 from vla_platform.candidates import Served, candidates
 from vla_platform.cluster import Limits
 from vla_platform.courier import Courier
-from vla_platform.inference import BadActionsError
 from vla_platform.remote import (
     Lines,
     PolicyRefusedError,
@@ -136,7 +136,7 @@ def test_a_restarted_server_is_found_again_unless_it_is_another(tmp_path):
     [
         ("answer", {}, "declares no action_spec"),
         ("other", {}, "rotation: the policy at ws://.* has 'axis_angle', tabletop has 'euler'"),
-        ("garbage", {}, "failed: hello"),
+        ("garbage", {}, "an error: hello"),
         ("declare", {"adapter": "observaton"}, "Did you mean 'observation'"),
     ],
 )
