@@ -21,6 +21,7 @@ from vla_platform.candidates import Served, candidates
 from vla_platform.cluster import CLUSTERS
 from vla_platform.evaluation import OWN, WRONG_WORD
 from vla_platform.scoring import Plan, Scoring
+from vla_platform.spread import spread_lines
 from vla_platform.tables import rows_of, score_table
 
 from envs.benchmarks import benchmark
@@ -37,6 +38,9 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--instruction", choices=MODES, default="own", help="wrong: the control")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the benchmark's tasks")
     parser.add_argument("--trials", type=cli.positive, help="initial states per task")
+    parser.add_argument(
+        "--repeats", type=cli.positive, default=1, help="episodes of each initial state (pi0)"
+    )
     parser.add_argument("--first", type=int, default=0, metavar="N", help="first initial state")
     parser.add_argument(
         "--videos", type=int, nargs="?", const=1, default=0, metavar="N",
@@ -60,7 +64,13 @@ def main() -> int:
     names = [unpacked(name, args) for name in args.policy]
     found = [c for name in names for c in candidates(name, args.benchmark, store, served)]
     plan = Plan(
-        args.horizons, MODES[args.instruction], args.tasks, args.trials, args.first, args.videos
+        args.horizons,
+        MODES[args.instruction],
+        args.tasks,
+        args.trials,
+        args.first,
+        args.videos,
+        args.repeats,
     )
     with Scoring(store, CLUSTERS[args.preset], "vlm4vla.export:load_policy", print) as scoring:
         report = scoring.run(found, plan)
@@ -68,6 +78,8 @@ def main() -> int:
     cli.write_json(args.json, rows)
     print("\nSuccess with 95% Wilson intervals")
     print("\n" + score_table(rows))
+    for line in spread_lines(scoring.ledger, report.results):
+        print(line)
     print(f"\n{time.monotonic() - began:.0f} s in all: {report.costs()}")
     if any(candidate.policy.digest.startswith("remote-") for candidate in found):
         print(f"Servers were asked as --evaluation {served.evaluation}")

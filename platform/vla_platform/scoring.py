@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Plan:
     """What every policy is tested on; None stands for what its benchmark says.
 
-    film: videos per task and outcome.
+    film: videos per task and outcome. repeats: episodes of each initial state.
     """
 
     horizons: Sequence[int] | None = None
@@ -37,6 +37,7 @@ class Plan:
     trials: int | None = None
     first: int = 0
     film: int = 0
+    repeats: int = 1
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Scoring:
             first=plan.first,
             mode=plan.mode,
             instruct=instruct,
+            repeats=plan.repeats,
         )
         label = f"horizon {horizon}" + (", wrong word" if plan.mode == WRONG_WORD else "")
         return Result(candidate.name, label, wanted)
