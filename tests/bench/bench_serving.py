@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/bench/bench_serving.py [--backbone tiny-qwen3vl-2b] [--json PATH]
 
-Both servers hold the same policy and run one after the other; the clients share a process of
-their own, each with one request under way at any time.
+Both servers hold the same policy and take turns, so that whatever else the machine does meets
+both; ratios are medians over the turns. The clients share a process of their own, each with
+one request under way at any time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,54 +30,86 @@ PIXELS = 224
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="tiny-qwen3vl-2b")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=20, help="of each client")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = arguments()
     # Imported here, because the clients' process imports this file too and needs no torch.
     from envs.benchmarks import benchmark
     from vlm4vla.policies import build_policy
     from vlm4vla.run import Run
 
     row = benchmark("tabletop")
-    run = Run(args.backbone, row.name, init="scratch")
+    run = Run(args.backbone, row.name, policy=args.kind, init="scratch")
     policy = build_policy(run, row.chunk, action_spec=row.action_spec).eval()
-    rows = [
-        measure(policy, batch, clients, args.requests)
-        for batch, clients in ((1, 1), (args.clients, 1), (1, args.clients), (args.clients,) * 2)
-    ]
+    many = args.clients
+    cases = [(1, 1), (many, 1), (1, many), (many, many)]
+    with ExitStack() as stack:
+        urls = {batch: stack.enter_context(served(policy, batch)) for batch in (1, many)}
+        child = stack.enter_context(multiprocessing.get_context("spawn").Pool(1))
+        turns = [
+            {case: measure(child, urls[case[0]], case[1], args.requests) for case in cases}
+            for _ in range(args.turns)
+        ]
+    rows = [summary(case, [turn[case] for turn in turns]) for case in cases]
     for each in rows:
         print(
             f"batch {each['batch']:2d}, {each['clients']:2d} clients: "
-            f"{each['requests_per_s']:7.1f} requests/s, "
+            f"{each['requests_per_s']:7.1f} requests/s, {each['cpu_ms']:5.1f} ms of CPU each, "
             f"latency p50 {each['p50_ms']:6.1f} ms, p95 {each['p95_ms']:6.1f} ms"
         )
-    ratio = rows[3]["requests_per_s"] / rows[2]["requests_per_s"]
-    print(f"{args.backbone}, {args.clients} clients: batched is {ratio:.2f} x unbatched")
+    ratios = {
+        "ratio": [turn[1, many]["took"] / turn[many, many]["took"] for turn in turns],
+        "cpu_ratio": [turn[1, many]["cpu"] / turn[many, many]["cpu"] for turn in turns],
+    }
+    result = {name: statistics.median(values) for name, values in ratios.items()}
+    print(
+        f"{args.backbone} {args.kind}, {many} clients: batched is {result['ratio']:.2f} x unbatched"
+        f" ({min(ratios['ratio']):.2f} to {max(ratios['ratio']):.2f} over {args.turns} turns), "
+        f"{result['cpu_ratio']:.2f} x by the server's CPU time"
+    )
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"rows": rows, **result, "turns": ratios}, indent=1) + "\n")
 
 
-def measure(policy: Any, batch: int, clients: int, requests: int) -> dict[str, Any]:
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backbone", default="tiny-qwen3vl-2b")
+    parser.add_argument("--kind", default="action_query")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=20, help="of each client and turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+@contextmanager
+def served(policy: Any, batch: int) -> Iterator[str]:
+    """The address of a server that answers up to `batch` observations at once."""
     from vla_platform.serving import PolicyServer
 
     server = PolicyServer(policy, policy.resize, {"policy": "bench"}, batch=batch)
     with server.listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
-        url = f"ws://127.0.0.1:{listening.socket.getsockname()[1]}"
-        with multiprocessing.get_context("spawn").Pool(1) as child:
-            took, latencies = child.apply(drive, (url, clients, requests))
+        yield f"ws://127.0.0.1:{listening.socket.getsockname()[1]}"
         listening.shutdown()
         thread.join()
+
+
+def measure(child: Any, url: str, clients: int, requests: int) -> dict[str, Any]:
+    """Seconds of all requests together, of this process's CPU for each, and each one's own."""
+    before = time.process_time()
+    took, latencies = child.apply(drive, (url, clients, requests))
+    cpu = (time.process_time() - before) / (clients * (requests + WARM_UP))
+    return {"took": took, "cpu": cpu, "latencies": latencies}
+
+
+def summary(case: tuple[int, int], turns: list[dict[str, Any]]) -> dict[str, Any]:
+    latencies = [latency for turn in turns for latency in turn["latencies"]]
     p50, p95 = (float(np.quantile(latencies, q)) * 1000 for q in (0.5, 0.95))
-    rate = clients * requests / took
     return {
-        "batch": batch,
-        "clients": clients,
-        "requests_per_s": rate,
+        "batch": case[0],
+        "clients": case[1],
+        "requests_per_s": len(latencies) / sum(turn["took"] for turn in turns),
+        "cpu_ms": 1000 * statistics.median(turn["cpu"] for turn in turns),
         "p50_ms": p50,
         "p95_ms": p95,
     }
