@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLOSE_TIMEOUT = 2.0
 _TAIL_BYTES = 8_192
 _STACK_DUMP_SECONDS = 0.3
+SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
+"""Environment variables that are named like this hold secrets."""
 
 
 class SimulatorDied(RuntimeError):  # noqa: N818 an event, named as one
@@ -143,9 +146,13 @@ class _Tail:
 
 
 def _child_environment(extra: Mapping[str, str]) -> Dict[str, str]:
-    """The parent's environment without what would leak its packages into another Python."""
+    """The parent's environment without its secrets, and without what would leak its packages."""
     dropped = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PYTHONSTARTUP")
-    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not SECRET_NAME.search(name)
+    }
     env.update(PYTHONPATH=str(ROOT), PYTHONHASHSEED="0", PYTHONNOUSERSITE="1")
     env.setdefault("OMP_NUM_THREADS", "1")
     env.update(extra)

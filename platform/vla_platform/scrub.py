@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
+from envs.child import SECRET_NAME
+
 _SHORTEST = 6
 """Shorter values ("1", "true") would black out half a text and protect nothing."""
 
 
 def scrub(text: str) -> str:
     """`text` without the values of environment variables whose names say they are secret."""
-    secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     # Longest first, so that a secret which contains another one goes as a whole.
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:

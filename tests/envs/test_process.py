@@ -141,6 +141,17 @@ def test_a_missing_interpreter_says_what_to_do(monkeypatch, tmp_path):
     assert interpreter_for("libero") == sys.executable
 
 
+def test_a_child_is_given_no_secret(monkeypatch):
+    """A simulator's packages are strangers: the store's keys and Ray's token are not for them."""
+    secrets = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "HF_TOKEN")
+    for name in (*secrets, "VLA_HARMLESS"):
+        monkeypatch.setenv(name, "planted")
+    with SimulatorProcess(ROW) as process:
+        process.reset("count", 0, 0)
+        told = Path(f"/proc/{child_pid(process)}/environ").read_text().split("\0")
+    assert [line for line in told if line.endswith("=planted")] == ["VLA_HARMLESS=planted"]
+
+
 def test_a_child_outlives_the_thread_that_started_it(fake):
     thread = threading.Thread(target=fake.reset, args=("count", 0, 0))
     thread.start()
