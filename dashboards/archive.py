@@ -39,7 +39,9 @@ class Archive:
         return sorted(key for key in keys if not _hidden(key))
 
     def get(self, key: str) -> bytes:
-        """The key's bytes; KeyError when absent."""
+        """The key's bytes; KeyError when absent, or when it leads out of the store."""
+        if _hidden(key):
+            raise KeyError(key)
         with _explained(self.url):
             try:
                 with self.files.open_input_stream(key) as stream:

@@ -241,6 +241,15 @@ def test_keys_stay_in_the_store(store: Store, tmp_path: Path, key: str):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["../out", "a/../../out", ".hidden"])
+def test_dashboards_read_nothing_beyond_the_store(tmp_path: Path, key: str):
+    (tmp_path / "store" / "a").mkdir(parents=True)
+    for path in (tmp_path / "out", tmp_path / "store" / ".hidden"):
+        path.write_bytes(b"not theirs")
+    with pytest.raises(KeyError):
+        open_archive(str(tmp_path / "store")).get(key)
+
+
 @pytest.mark.parametrize("digest", ["../../escaped", "/tmp/escaped", "", "x" * 64, 7])
 def test_a_markers_digest_names_no_folder_elsewhere(
     store: Store, policy_files: dict[str, bytes], digest: object
