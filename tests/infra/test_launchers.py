@@ -65,6 +65,7 @@ def test_the_launchers_nodes_suit_the_cluster():
     training = types["training"]["resources"]
     assert training["CPU"] >= training["GPU"] * cluster.cpus_per_worker
     assert types["simulators"]["max_workers"] == cluster.hosts
+    assert "--env NVIDIA_VISIBLE_DEVICES=all" in found["docker"]["run_options"]
     commands = found["head_start_ray_commands"] + found["worker_start_ray_commands"]
     starts = [command for command in commands if "ray start" in command]
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
