@@ -17,6 +17,7 @@ import numpy as np
 
 from vlm4vla.aux.fast import SCALE, Fast
 from vlm4vla.aux.fast_qa import whole_chunks
+from vlm4vla.data.dataset import MANIFEST, Manifest
 from vlm4vla.data.normalise import Normaliser, Statistics
 from vlm4vla.data.prepared import Prepared
 
@@ -72,7 +73,8 @@ def main() -> None:
                 found = {"chunk": length, "scale": scale, "words": fast.size, "of": kind}
                 rows.append({**found, "chunks": len(chunks), **measure(fast, chunks)})
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()))
-    about = {"episodes": len(episodes), "actions": sum(map(len, episodes))}
+    source = Manifest.from_bytes((options.dataset / MANIFEST).read_bytes()).source
+    about = {"source": source, "episodes": len(episodes), "actions": sum(map(len, episodes))}
     options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
