@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from envs.hashing import stable_hash
 from vlm4vla.aux.datasets import DATASETS, VqaDataset, dataset
 
-SCHEMA = 3
-"""Version of the stage's fields; part of every id."""
+SCHEMA = 4
+"""Version of the stage's fields and of the data made here; part of every id."""
 GENERAL = {False: "general", True: "tabletop-general"}
 """General questions, which may be mixed into any stage, for full-size and for tiny models."""
 
@@ -66,7 +66,7 @@ class AuxStage:
         # Actions are spelled in the words of one backbone.
         spelled = self.backbone if any(row.kind == "action" for row in self.rows) else None
         drawn = [self.draws] if self.draws else []
-        return f"questions-{stable_hash([rows, spelled, *drawn])[:12]}"
+        return f"questions-{stable_hash([SCHEMA, rows, spelled, *drawn])[:12]}"
 
     def with_general(self, share: float) -> AuxStage:
         """The same stage with so large a share (0 to 1) of general questions mixed in."""

@@ -16,6 +16,8 @@ def test_points_of_a_text():
     assert points("[(0.5, 0.25), (1, 0)]") == [(0.5, 0.25), (1.0, 0.0)]
     assert points("0 . 4 3 , 0 . 7 1") == [(0.43, 0.71)]
     assert points("in the corner") == []
+    assert points("4 3 , 0 7") == [(0.43, 0.07)]
+    assert points("[(50, 25), (1, 0)]") == [(0.5, 0.25), (0.01, 0.0)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm4vla.aux import pictures, questions
 from vlm4vla.aux.datasets import DATASETS, VqaDataset, dataset
+from vlm4vla.aux.metrics import points
 from vlm4vla.aux.questions import Questions
 from vlm4vla.aux.readers import FORMATS, Bad, kind_of, read
 from vlm4vla.aux.samples import Sample
@@ -242,7 +243,7 @@ def test_the_tabletops_questions():
     assert len(samples) == 3
     for sample in samples:
         ((left, top, right, bottom),) = sample.regions
-        x, y = map(float, sample.answer.split(", "))
+        ((x, y),) = points(sample.answer)
         assert left < x < right and top < y < bottom
         named = sample.question.split()[-2]
         pixel = sample.picture()[int(y * 224), int(x * 224)]

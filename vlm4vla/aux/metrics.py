@@ -20,15 +20,19 @@ _PAIR = re.compile(rf"({_NUMBER}),({_NUMBER})")
 
 
 def points(text: str) -> list[tuple[float, float]]:
-    """Every `x, y` of a text, whose tokens a decoder may have spread by blanks."""
-    found = _PAIR.findall(re.sub(r"\s", "", text))
-    return [(float(x), float(y)) for x, y in found]
+    """Every `x, y` of a text, whose tokens a decoder may have spread by blanks.
+
+    As shares of the picture's sides; a text with a coordinate above 1 is in percent.
+    """
+    found = [(float(x), float(y)) for x, y in _PAIR.findall(re.sub(r"\s", "", text))]
+    unit = 100 if any(max(pair) > 1 for pair in found) else 1
+    return [(x / unit, y / unit) for x, y in found]
 
 
 def in_region(said: str, truth: str, regions: Sequence[Region] = ()) -> float:
     """Share of the said points that lie in a region; without any, in the box of the true points.
 
-    Coordinates are shares of the picture's sides. No point scores 0.
+    No point scores 0.
     """
     boxes = regions or _boxes(points(truth))
     found = points(said)

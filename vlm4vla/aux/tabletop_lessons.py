@@ -24,13 +24,17 @@ class Spot(Question):
 
 
 def _spot(rng: np.random.Generator, scene: Scene) -> Spot:
-    """A named block's middle, x and y in shares of the picture's sides from its top left."""
+    """A named block's middle, x and y in percent of the picture's sides from its top left.
+
+    In percent the answer's first word says where: what a tiny model has to look up again for a
+    later word it learns much more slowly.
+    """
     colour = str(rng.choice(scene.colours))
     x, y = (float(v) / TABLE for v in scene.blocks[scene.colours.index(colour)])
     half = BLOCK_HALF / PIXELS
     region = x - half, 1 - y - half, x + half, 1 - y + half
     text = f"at what place is the {colour} block"
-    return Spot("spot", text, f"{x:.2f}, {1 - y:.2f}", region)
+    return Spot("spot", text, f"{100 * x:02.0f}, {100 * (1 - y):02.0f}", region)
 
 
 def _distance(rng: np.random.Generator, scene: Scene) -> Question:
