@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.vlm4vla.train_worker import FolderSink, Stopped, make_dataset
 from vlm4vla.aux import questions
-from vlm4vla.aux.datasets import DATASETS
 from vlm4vla.aux.fast import Fast
 from vlm4vla.aux.fast_qa import ActionWords
 from vlm4vla.aux.prepare import prepare_questions
@@ -222,9 +221,7 @@ def test_published_data_need_a_folder(tmp_path):
         prepare_questions(stage, {}, lambda name, data: None)
 
 
-def test_demonstrations_become_questions_about_actions(tmp_path, monkeypatch):
-    row = DATASETS["tabletop-actions"]
-    monkeypatch.setitem(DATASETS, row.name, replace(row, samples=64))
+def test_demonstrations_become_questions_about_actions(tmp_path):
     demonstrations, data = tmp_path / "demonstrations", tmp_path / "questions"
     demonstrations.mkdir()
     data.mkdir()

@@ -301,6 +301,16 @@ def test_samples_of_one_scene_are_held_out_together(tmp_path):
     assert held == ["7", "7", "7", "15", "15", "15"]
 
 
+def test_of_large_data_fewer_are_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "FEW", 16)
+    image = np.zeros((4, 4, 3), np.uint8)
+    samples = [Sample(image.copy(), "q", f"{number}", "text") for number in range(80)]
+    prepared(tmp_path, samples, expected=32 * questions.HELD_OUT)
+    found = Questions(tmp_path)
+    held = [found.answers[number] for number in found.held_out["robopoint"]]
+    assert held == ["7", "15", "31", "63"]
+
+
 def test_ids_as_answers_and_regions_come_back(tmp_path):
     image = np.zeros((4, 4, 3), np.uint8)
     region = (0.1, 0.2, 0.3, 0.4)

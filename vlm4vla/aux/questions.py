@@ -50,7 +50,9 @@ PER_SHARD = 4096
 MOST_PX = 448
 """Longer sides of published pictures are shrunk to this: twice what backbones are shown."""
 HELD_OUT = 512
-"""About so many questions of each row are never trained on, or an eighth of a small row's."""
+"""About so many questions of each row are never trained on."""
+OFTEN, FEW = 8, 4096
+"""One of so many scenes of a row's first questions is held out, so that small data have some."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def prepare(
     writer = _Writer(put)
     for data, (expected, samples) in sources.items():
         before = writer.counts[data, False]
-        _add_all(writer, data, samples, max(8, expected // HELD_OUT))
+        _add_all(writer, data, samples, max(OFTEN, expected // HELD_OUT))
         if writer.counts[data, False] == before:
             raise ValueError(f"{data} has no sample that can be used: {'; '.join(writer.bad[:3])}")
     writer.flush()
@@ -104,9 +106,9 @@ def prepare(
 
 
 def _add_all(writer: _Writer, data: str, samples: Iterable[Sample | Bad], stride: int) -> None:
-    """Every `stride`-th scene is held out with all its questions."""
-    scenes, scene, image, encoded = 0, None, object(), b""
-    for sample in samples:
+    """Scenes are held out with all their questions: every `stride`-th, of the first more."""
+    scenes, scene, image, encoded, held_out = 0, "", object(), b"", False
+    for number, sample in enumerate(samples):
         if isinstance(sample, Bad):
             writer.bad.append(str(sample))
             continue
@@ -116,9 +118,11 @@ def _add_all(writer: _Writer, data: str, samples: Iterable[Sample | Bad], stride
         except (OSError, ValueError, KeyError) as error:
             writer.bad.append(f"{sample.where}: picture: {type(error).__name__}: {error}")
             continue
-        scenes += not (again or (sample.scene and sample.scene == scene))
+        if not (again or (sample.scene and sample.scene == scene)):
+            scenes, every = scenes + 1, OFTEN if number < FEW else stride
+            held_out = scenes % every == 0
         scene, image = sample.scene, sample.image
-        writer.add(data, sample, (scenes - 1) % stride == stride - 1, encoded, again)
+        writer.add(data, sample, held_out, encoded, again)
 
 
 def _encoded(sample: Sample) -> bytes:
