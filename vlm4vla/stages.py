@@ -129,9 +129,9 @@ def _tiny(stage: AuxStage) -> AuxStage:
         weights=None,
         draws=_CHOICE if stage.draws else None,
         decoder="regression",
-        steps=400,
+        steps=600,
         batch=64,
-        lr=2e-3,
+        lr=1e-3,
         warmup=50,
     )
 
