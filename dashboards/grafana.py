@@ -51,6 +51,9 @@ def _train(metric: str) -> dict[str, str]:
     return {"{{run}}": f'max by (run) (ray_vla_train_{metric}{{run=~"$run"}})'}
 
 
+_MFU, _STEP = (_train(metric)["{{run}}"] for metric in ("mfu_ratio", "step"))
+
+
 def _quantile(q: float, buckets: str, by: str) -> str:
     return f"histogram_quantile({q}, sum by (le, {by}) (rate({buckets}{_RATE})))"
 
@@ -111,7 +114,12 @@ TRAINING = Board(
         Panel("Action error", COUNT, _train("action_error"), "Normalised units."),
         Panel("Samples per second", PER_SECOND, _train("samples_per_second")),
         Panel("Tokens per second", PER_SECOND, _train("tokens_per_second")),
-        Panel("Model FLOPs utilisation", RATIO, _train("mfu_ratio"), "Of GPUs; none on CPUs."),
+        Panel(
+            "Model FLOPs utilisation",
+            RATIO,
+            {"{{run}}": f"{_MFU} or 0 * {_STEP}"},
+            "Of GPUs; 0 where a training has none.",
+        ),
         Panel("Step", SECONDS, _train("step_seconds")),
         Panel(
             "Waiting for data",

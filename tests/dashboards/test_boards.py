@@ -1,10 +1,12 @@
 """Boards and alerts: built by the SDK, asking for metrics that exist, and answered by a real
-Prometheus that scrapes a real Ray session."""
+Prometheus that scrapes a laptop sweep."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -16,7 +18,8 @@ from vla_platform.curves import GAUGES
 from vla_platform.metrics import METRICS
 
 from dashboards.grafana import BOARDS, FOLDER, build
-from tests.seaweed import free_ports
+from infra.services import Services
+from tests.infra.conftest import free_base
 
 ROOT = FOLDER.parents[1]
 RULES = [ROOT / "dashboards" / "rules.yml", ROOT / "dashboards" / "alerts.yml"]
@@ -34,12 +37,16 @@ def rules():
             yield from group["rules"]
 
 
-def expressions():
+def panels():
     """Where a query stands, and the query."""
     for name, board in BOARDS.items():
         for panel in board.panels:
-            for query in panel.queries.values():
-                yield f"{name}: {panel.title}", query
+            for legend, query in panel.queries.items():
+                yield f"{name}: {panel.title}: {legend}", query
+
+
+def expressions():
+    yield from panels()
     for rule in rules():
         yield rule.get("record") or rule["alert"], rule["expr"]
 
@@ -89,82 +96,47 @@ def test_rules_are_sound_and_every_alert_fires():
     assert fired == {rule["alert"] for rule in rules() if "alert" in rule}
 
 
-# A real Prometheus beside a real Ray
+# The shipped Prometheus beside a sweep at work
 
 
-def record_everything(seconds: float) -> None:
-    """As a worker would: each metric of the platform once a second."""
-    from ray.util.metrics import Gauge
-    from vla_platform import metrics
-
-    act = {"counter": metrics.count, "gauge": metrics.show, "histogram": metrics.observe}
-    gauges = [Gauge(name, text, tag_keys=("run",)) for name, text in GAUGES.values()]
-    usual = {"outcome": "success", "state": "running", "cause": "worn", "kind": "row"}
-    usual |= {"benchmark": "tabletop", "verb": "put"}
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for name, about in metrics.METRICS.items():
-            labels = {label: usual[label] for label in about.labels}
-            act[about.kind](name, 2.0, **labels)
-        metrics.count("vla_episodes_total", 1, benchmark="tabletop", outcome="error")
-        for gauge in gauges:
-            gauge.set(0.5, tags={"run": "a"})
-        time.sleep(1)
-
-
-def ask(port: int, query: str) -> list:
+def ask(address: str, query: str) -> list:
+    """The series that have a value; of nothing divided by nothing there is none."""
     text = query.replace("$__rate_interval", "1m")
     text = text.replace("$benchmark", ".*").replace("$run", ".*")
-    url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": text})
+    url = f"{address}/api/v1/query?" + urllib.parse.urlencode({"query": text})
     with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)["data"]["result"]
+        series = json.load(answer)["data"]["result"]
+    return [one for one in series if one["value"][1] != "NaN"]
 
 
 @pytest.fixture
-def prometheus(tmp_path, ray_cluster):
-    import ray
-
-    (port,) = free_ports(1)
-    config = {
-        "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
-        "rule_files": [str(path) for path in RULES],
-        "scrape_configs": [
-            {
-                "job_name": "ray",
-                "static_configs": [
-                    {"targets": [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"]}
-                    for node in ray.nodes()
-                ],
-            }
-        ],
-    }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    command = [shutil.which("prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}"]
-    command += [f"--storage.tsdb.path={tmp_path / 'data'}"]
-    command += [f"--web.listen-address=127.0.0.1:{port}"]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    yield port
-    process.kill()
-    process.wait()
+def services(tmp_path):
+    started = Services(tmp_path / "services", free_base())
+    started.start()
+    yield started
+    started.stop()
 
 
 @pytest.mark.full
 @needs_prometheus
-def test_every_panel_is_answered_by_a_running_session(prometheus):
-    import ray
-
-    task = ray.remote(num_cpus=0.1)(record_everything).remote(70)
-    left = {f"{where} {query}": query for where, query in expressions() if ":" in where}
-    deadline = time.monotonic() + 90
-    while left and time.monotonic() < deadline:
-        time.sleep(3)
-        answered = {}
-        for where, query in left.items():
-            try:
-                answered[where] = bool(ask(prometheus, query))
-            except OSError:  # it is still starting
-                answered[where] = False
-        left = {where: query for where, query in left.items() if not answered[where]}
-    ray.get(task)
-    assert not left, "no data for " + "; ".join(left)
+def test_every_panel_is_answered_while_a_laptop_sweep_runs(services, tmp_path):
+    """Each query has data at some moment: trainings and rollouts take turns on a laptop."""
+    head = f"127.0.0.1:{services.base + 79}"
+    environment = {**os.environ, **services.environment(), "RAY_ADDRESS": head}
+    command = [sys.executable, "jobs/backbone_sweep.py", "--preset", "laptop"]
+    command += ["--backbones", "tiny-paligemma-1"]
+    queries = dict(panels())
+    seen = dict.fromkeys(queries, 0)
+    with open(tmp_path / "log", "w") as log:
+        sweep = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            while sweep.poll() is None:
+                time.sleep(3)
+                for where, query in queries.items():
+                    seen[where] = max(seen[where], len(ask(services.prometheus, query)))
+        finally:
+            sweep.terminate()
+            sweep.wait()
+    assert sweep.returncode == 0, (tmp_path / "log").read_text()
+    (tmp_path / "series.json").write_text(json.dumps(seen, indent=1))
+    assert all(seen.values()), [where for where, series in seen.items() if not series]
