@@ -244,6 +244,21 @@ def across_seeds(outcomes: Sequence[tuple[int, int]], seed: int = 0) -> Estimate
     return Estimate(float(np.mean(wins / trials)), *_percentiles(drawn.mean(axis=1)))
 
 
+def across_trainings(outcomes: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """`across_seeds` for outcomes of any kind, such as how many subtasks each chain completed.
+
+    outcomes: of each training's trials; trainings may have played different numbers of them.
+    """
+    values = np.unique(np.concatenate([np.asarray(each, float) for each in outcomes]))
+    counts = np.array([[np.sum(np.asarray(each) == v) for v in values] for each in outcomes])
+    trials = counts.sum(axis=1)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(trials), size=(DRAWS, len(trials)))
+    shares = counts / trials[:, None]
+    drawn = rng.multinomial(trials[chosen], shares[chosen]) @ values / trials[chosen]
+    return Estimate(float(np.mean(shares @ values)), *_percentiles(drawn.mean(axis=1)))
+
+
 class Box(NamedTuple):
     """Figure 4's boxes: quartiles, whiskers at the last point within 1.5 box heights, the rest."""
 

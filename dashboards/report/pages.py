@@ -12,7 +12,7 @@ from dashboards.report.entries import TableView
 from dashboards.report.figures import how
 from dashboards.report.scores import OWN, RunScore, conditions, outcomes
 from dashboards.runs import Run, Study
-from vlm4vla.analysis import Estimate, across_seeds, wilson
+from vlm4vla.analysis import Estimate, across_trainings, wilson
 from vlm4vla.compare import MEASURED, MISSING, REDUCED, chained, protocol, scaled, unit
 from vlm4vla.selection import stratified
 
@@ -65,17 +65,24 @@ def board(scores: Sequence[RunScore]) -> list[dict[str, Any]]:
 def seeds(scores: Sequence[RunScore]) -> list[dict[str, Any]]:
     """Runs that differ in their training seed alone: the mean success of their winners.
 
-    The interval is over seeds and trials (`across_seeds`). Runs without a result, and such as
+    The interval is over seeds and trials (`across_trainings`). Runs without a result, and such as
     were evaluated under other conditions, are not among them.
     """
     groups: dict[str, list[RunScore]] = defaultdict(list)
     for one in scores:
-        if one.score.status in (MEASURED, REDUCED) and not chained(one.run.benchmark):
+        if one.score.status in (MEASURED, REDUCED):
             config = {k: v for k, v in one.run.config.items() if k != "seed"}
             groups[repr((sorted(config.items()), one.conditions))].append(one)
     found = [sorted(group, key=_seed) for group in groups.values() if len(group) > 1]
     return [
-        {"run": group[0].run, "how": how(group[0].run), "seeds": len(group), "mean": _mean(group)}
+        {
+            "run": group[0].run,
+            "how": how(group[0].run),
+            "seeds": len(group),
+            "mean": _mean(group),
+            "top": unit(group[0].run.benchmark),
+            "decimals": decimals(group[0].run),
+        }
         for group in found
     ]
 
@@ -91,7 +98,7 @@ def _mean(group: Sequence[RunScore]) -> Estimate:
         [won for task in one.winner.values() for state, won in task.items() if state < row.trials]
         for one in group
     ]
-    return scaled(across_seeds([(int(sum(values)), len(values)) for values in outcomes]), 100)
+    return scaled(across_trainings(outcomes), unit(group[0].run.benchmark))
 
 
 def decimals(run: Run) -> int:

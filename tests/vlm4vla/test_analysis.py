@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint, proportion_effectsi
 from vlm4vla import analysis
 from vlm4vla.analysis import (
     across_seeds,
+    across_trainings,
     best_of,
     box,
     chain_metrics,
@@ -217,6 +218,23 @@ def test_seeds_widen_the_interval():
     assert alike.value == apart.value == 0.5
     assert alike.high - alike.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(500), rel=0.06)
     assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
+
+
+def test_across_trainings_is_across_seeds_for_successes_and_takes_chains():
+    rates = (30, 40, 50, 60, 70)
+    plain = across_seeds([(won, 100) for won in rates])
+    listed = across_trainings([[1.0] * won + [0.0] * (100 - won) for won in rates])
+    assert listed == pytest.approx(plain, abs=0.005)
+    rng = np.random.default_rng(0)
+    chains = [rng.binomial(5, rate, size) for rate, size in ((0.4, 800), (0.5, 1000), (0.6, 500))]
+    found = across_trainings(chains)
+    means = [float(chain.mean()) for chain in chains]
+    assert found.value == pytest.approx(np.mean(means))
+    # Trainings differ far more than 500 chains of one could: the interval is theirs.
+    draws = np.random.default_rng(1).choice(means, (10_000, 3)).mean(1)
+    assert found.high - found.low == pytest.approx(
+        np.ptp(np.quantile(draws, (0.025, 0.975))), rel=0.1
+    )
 
 
 def test_box_as_tukey_draws_it():
