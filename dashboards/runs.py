@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +20,29 @@ LONGEST_CURVE = 400
 """Points kept of a curve: more than a screen shows, and a page stays small."""
 
 
+@dataclass(frozen=True, order=True)
+class Similarity:
+    """How alike a layer of a checkpoint and of a reference model are: linear CKA, 1 for equal.
+
+    reference: "vlm" for the backbone as published, else an auxiliary stage's id. floor: what a
+    random model reaches.
+    """
+
+    reference: str
+    step: int
+    part: str
+    layer: int
+    value: float
+    floor: float
+
+
 @dataclass(frozen=True)
 class Run:
     """A training. config: the resolved run, {} when no checkpoint describes it.
 
     checkpoints: weights digest by step. metrics: rows of the training by step, whatever
     columns it wrote. seconds: of wall clock between the first and the last of them.
+    similarity: by reference, step, part and layer; () where it was not measured.
     """
 
     id: str
@@ -34,6 +51,7 @@ class Run:
     metrics: tuple[Mapping[str, float], ...]
     cells: tuple[Cell, ...]
     problems: tuple[Problem, ...] = ()
+    similarity: tuple[Similarity, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,11 +111,12 @@ class Study:
 
 @dataclass
 class _Parts:
-    """Keys of one run under policies/ and metrics/."""
+    """Keys of one run under policies/, metrics/ and similarity/."""
 
     complete: list[str] = field(default_factory=list)
     described: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
+    similarity: list[str] = field(default_factory=list)
 
 
 def read_study(archive: Archive, known: Known | None = None) -> Study:
@@ -128,6 +147,8 @@ def _keys(archive: Archive) -> dict[str, _Parts]:
     for key in archive.list("metrics"):
         if key.endswith(".parquet"):
             found[key.split("/")[1]].metrics.append(key)
+    for key in archive.list("similarity"):
+        found[key.split("/")[1]].similarity.append(key)
     return found
 
 
@@ -145,7 +166,8 @@ def _run(
             problems.append(Problem(key, "does not mark a checkpoint"))
     cells = [cell for digest in dict.fromkeys(checkpoints.values()) for cell in by_policy[digest]]
     metrics = _metrics(archive, parts.metrics, problems)
-    return Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems))
+    similarity = tuple(sorted(_similarity(archive, parts.similarity, problems)))
+    return Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems), similarity)
 
 
 def _config(archive: Archive, name: str, parts: _Parts, problems: list[Problem]) -> dict[str, Any]:
@@ -172,6 +194,25 @@ def _metrics(
         except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
             problems.append(Problem(key, "does not hold training metrics"))
     return tuple(rows[step] for step in sorted(rows))
+
+
+def _similarity(
+    archive: Archive, keys: Sequence[str], problems: list[Problem]
+) -> Iterator[Similarity]:
+    for key in keys:
+        try:
+            _, _, reference, name = key.split("/")
+            step = int(name.removeprefix("step-").removesuffix(".parquet"))
+            rows = pq.read_table(io.BytesIO(archive.get(key))).to_pylist()
+            yield from [
+                Similarity(
+                    *(reference, step, row["part"], row["layer"]),
+                    *(float(row["similarity"]), float(row["floor"])),
+                )
+                for row in rows
+            ]
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
+            problems.append(Problem(key, "does not hold similarities"))
 
 
 def thin(points: Sequence[Any]) -> list[Any]:

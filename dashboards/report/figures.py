@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from dashboards.report.entries import SHOWN, Line, TableView
 from dashboards.report.scores import RunScore, spread
-from dashboards.runs import Run, thin
+from dashboards.runs import Run, Similarity, thin
 from vlm4vla.analysis import box
 from vlm4vla.audit import paper_tables
 from vlm4vla.capability import Capability, Score, capability
@@ -125,6 +126,52 @@ def how(run: Run) -> str:
         if config and config.get(name, usual) != usual:
             said.append(f"{name} {config[name]}")
     return ", ".join(said)
+
+
+PARTS = ("vision", "language")
+
+
+def similarity(run: Run) -> list[dict[str, Any]]:
+    """Figure 5's claim: a plot per reference, a line per layer over the steps of a training.
+
+    means: by part, the mean over its layers at each step and, as floor, of a random model.
+    """
+    groups: dict[str, list[Similarity]] = defaultdict(list)
+    for one in run.similarity:
+        groups[one.reference].append(one)
+    ordered = sorted(groups.items(), key=lambda group: group[0] != "vlm")
+    return [
+        {
+            "title": "its VLM as published" if reference == "vlm" else f"the stage {reference}",
+            "run": run,
+            "how": how(run),
+            "published": reference == "vlm",
+            "lines": _layers(found),
+            "means": [_means(part, [one for one in found if one.part == part]) for part in PARTS],
+        }
+        for reference, found in ordered
+    ]
+
+
+def _layers(found: Iterable[Similarity]) -> list[dict[str, Any]]:
+    points: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    for one in found:
+        if one.value == one.value:  # nan: every scene looks the same to this layer
+            points[(one.part, one.layer)].append([one.step, one.value])
+    depth = {part: sum(p == part for p, _ in points) for part in PARTS}
+    return [
+        {"part": PARTS.index(part), "name": f"{part} layer {layer} of {depth[part]}",
+         "depth": layer / depth[part], "points": line}
+        for (part, layer), line in points.items()
+    ]  # fmt: skip
+
+
+def _means(part: str, found: Sequence[Similarity]) -> dict[str, Any]:
+    steps: dict[int, list[float]] = defaultdict(list)
+    for one in found:
+        steps[one.step].append(one.value)
+    points = [[step, fmean(values)] for step, values in sorted(steps.items())]
+    return {"part": part, "points": points, "floor": fmean(one.floor for one in found)}
 
 
 def curves(run: Run) -> list[dict[str, Any]]:

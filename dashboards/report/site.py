@@ -99,9 +99,16 @@ class Site:
             radar=figures.radar(self.views),
             scatter=figures.scatter(self.views, self.capability),
             boxes=figures.boxes(self.scores),
+            similar=self._similar(),
             capability=self.capability,
         )
         self._page("problems", "Problems", parts=self.parts)
+
+    def _similar(self) -> list[dict[str, Any]]:
+        """Every run beside its own backbone; other references stand on the runs' pages."""
+        return [
+            plot for run in self.study.runs for plot in figures.similarity(run) if plot["published"]
+        ]
 
     def _files(self) -> None:
         for view in self.views:
@@ -138,6 +145,7 @@ class Site:
             grids=pages.grids(run),
             tasks=pages.tasks(run, one),
             curves=figures.curves(run),
+            similar=figures.similarity(run),
             videos=chosen,
             fingerprints=_fingerprints(run, self.study),
             problems=_problems(run),

@@ -49,6 +49,18 @@ class Builder:
             self.store.put(f"metrics/{name}/step-00000100.parquet", sink.getvalue().to_pybytes())
         return name
 
+    def compare(self, run: str, reference: str, step: int, value: float, layers: int = 2):
+        """Similarities of a checkpoint, the language model's a tenth higher."""
+        rows = [
+            {"part": part, "layer": n, "similarity": value + more, "floor": 0.4}
+            for part, more in (("vision", 0.0), ("language", 0.1))
+            for n in range(1, layers + 1)
+        ]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        key = f"similarity/{run}/{reference}/step-{step:08d}.parquet"
+        self.store.put(key, sink.getvalue().to_pybytes())
+
     def cell(self, run: str, step: int, horizon: int, name: str, **fields) -> Cell:
         fields = {"fingerprint": self.fingerprint, **fields}
         return Cell(policy=digest(run, step), benchmark=name, horizon=horizon, **fields)

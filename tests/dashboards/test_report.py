@@ -11,7 +11,7 @@ import pytest
 
 from dashboards.archive import open_archive
 from dashboards.report.entries import stand_in, table_views
-from dashboards.report.figures import boxes, radar, scatter
+from dashboards.report.figures import boxes, radar, scatter, similarity
 from dashboards.report.pages import seeds
 from dashboards.report.scores import run_score
 from dashboards.report.site import build
@@ -146,6 +146,18 @@ def test_training_seeds_make_a_wider_interval(builder):
     assert (group["seeds"], group["how"]) == (3, "") and group["mean"].value == pytest.approx(50)
     single = next(one.score.best for one in scores if one.score.best.value == 50)
     assert group["mean"].high - group["mean"].low > 1.5 * (single.high - single.low)
+
+
+def test_training_seeds_of_chains_are_in_the_papers_unit(builder):
+    for seed, done in enumerate((2, 4)):
+        name = builder.train(Run("kosmos-2", "calvin", seed=seed))
+        for step in CALVIN.recipe.checkpoints:
+            for horizon in CALVIN.horizons:
+                cell = builder.cell(name, step, horizon, "calvin")
+                builder.play(cell, {"sequence": [done] * 20})
+    (group,) = seeds(scores_of(builder))
+    assert (group["top"], group["decimals"]) == (5, 3)
+    assert group["mean"] == pytest.approx((3, 2, 4))
 
 
 def test_controls_stand_apart(builder):
@@ -368,3 +380,31 @@ print({{name.split(".")[0] for name in sys.modules}} & {{"torch", "ray", "transf
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_figure_5_is_measured_layer_by_layer(builder, tmp_path):
+    run = builder.train(Run("tiny-kosmos-2", "tabletop", init="scratch"))
+    for step, value in ((0, 0.3), (500, 0.7), (1000, 0.5)):
+        builder.compare(run, "vlm", step, value)
+    builder.compare(run, "tiny-robopoint-1", 1000, 0.2)
+    (found,) = read_study(open_archive(builder.url)).runs
+    mine, stage = similarity(found)
+    assert (mine["title"], stage["title"]) == ("its VLM as published", "the stage tiny-robopoint-1")
+    assert [len(line["points"]) for line in mine["lines"]] == [3] * 4
+    vision, language = mine["means"]
+    assert vision["points"] == [[0, 0.3], [500, 0.7], [1000, 0.5]]
+    assert vision["floor"] == pytest.approx(0.4)
+    assert language["points"][1][1] == pytest.approx(0.8)
+    build(open_archive(builder.url), tmp_path / "site")
+    page = (tmp_path / "site" / "figures.html").read_text()
+    assert "0.700" in page and "init scratch on tabletop" in page and "robopoint" not in page
+    assert "tiny-robopoint-1" in (tmp_path / "site" / "runs" / f"{run}.html").read_text()
+
+
+def test_damaged_similarities_are_a_problem_and_not_a_number(builder):
+    run = builder.train(Run("tiny-kosmos-2", "tabletop"))
+    builder.compare(run, "vlm", 0, 0.3)
+    builder.store.put(f"similarity/{run}/vlm/step-00000500.parquet", b"?")
+    (found,) = read_study(open_archive(builder.url)).runs
+    assert len(found.similarity) == 4
+    assert "does not hold similarities" in found.problems[0].reason

@@ -1,4 +1,4 @@
-// Four kinds of interactive plot as inline SVG: lines, scatter with fits, boxes, radar.
+// Five kinds of interactive plot as inline SVG: lines, layers, scatter with fits, boxes, radar.
 "use strict";
 
 const NS = "http://www.w3.org/2000/svg";
@@ -98,6 +98,23 @@ function lines(figure, canvas, data) {
     dot.setAttribute("visibility", "visible");
     text.textContent = `step ${near[0]}: ${+near[1].toPrecision(4)}`;
   });
+}
+
+/** A line per layer over training steps; deeper layers are stronger. */
+function similarity(figure, canvas, data) {
+  const points = data.flatMap((line) => line.points);
+  const at = frame(canvas, {
+    x: bounds(points.map((p) => p[0])), y: [Math.min(0, ...points.map((p) => p[1])), 1], xLabel: "step",
+  });
+  for (const line of data) {
+    const style = { stroke: colour(line.part), "stroke-opacity": 0.25 + 0.75 * line.depth };
+    const path = line.points.map((p) => `${at.px(p[0]).toFixed(1)},${at.py(p[1]).toFixed(1)}`).join(" ");
+    draw(at.svg, "polyline", { points: path, fill: "none", "stroke-width": 1.8, ...style });
+    for (const [step, value] of line.points) {
+      const mark = draw(at.svg, "circle", { cx: at.px(step), cy: at.py(value), r: 3, fill: colour(line.part), "fill-opacity": style["stroke-opacity"] });
+      tell(figure, mark, `${line.name}, step ${step}: ${value.toFixed(3)}`);
+    }
+  }
 }
 
 /** Buttons that show and hide series; calls back with the set of hidden ones. */
@@ -239,7 +256,7 @@ function boxes(figure, canvas, data) {
   });
 }
 
-const KINDS = { lines, radar, scatter, boxes };
+const KINDS = { lines, similarity, radar, scatter, boxes };
 for (const figure of document.querySelectorAll("figure[data-plot]")) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   KINDS[figure.dataset.plot](figure, figure.querySelector(".canvas"), data);
