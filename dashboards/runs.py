@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dashboards.archive import Archive
 from dashboards.cells import BROKEN, UNFINISHED, Cell, Problem
 from dashboards.rows import Known, read_cells
+from dashboards.stages import Stage, read_stage
 
 LONGEST_CURVE = 400
 """Points kept of a curve: more than a screen shows, and a page stays small."""
@@ -103,6 +104,7 @@ class Study:
     videos: Mapping[str, str]
     fingerprints: Mapping[str, Mapping[str, str]]
     problems: tuple[Problem, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -117,6 +119,7 @@ class _Parts:
     described: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
     similarity: list[str] = field(default_factory=list)
+    stage: str = ""
 
 
 def read_study(archive: Archive, known: Known | None = None) -> Study:
@@ -125,7 +128,13 @@ def read_study(archive: Archive, known: Known | None = None) -> Study:
     by_policy: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_policy[str(cell.fields.get("policy", ""))].append(cell)
-    runs = [_run(archive, name, parts, by_policy) for name, parts in sorted(_keys(archive).items())]
+    found, stages = _keys(archive), list[Stage]()
+    for name, parts in sorted(found.items()):
+        stage = read_stage(archive, name, parts.stage, parts.described)
+        if stage is not None:
+            stages.append(stage)
+            del found[name]
+    runs = [_run(archive, name, parts, by_policy) for name, parts in sorted(found.items())]
     mine = {cell.id for run in runs for cell in run.cells}
     return Study(
         archive.url,
@@ -133,6 +142,7 @@ def read_study(archive: Archive, known: Known | None = None) -> Study:
         tuple(cell for cell in cells if cell.id not in mine),
         {_stem(key): key for key in archive.list("videos") if key.endswith(".mp4")},
         {_stem(key): _json(archive, key) for key in archive.list("fingerprints")},
+        stages=tuple(stages),
     )
 
 
@@ -144,6 +154,8 @@ def _keys(archive: Archive) -> dict[str, _Parts]:
             parts.complete.append(key)
         elif key.endswith("/policy.json"):
             parts.described.append(key)
+        elif key.endswith("/stage.json"):
+            parts.stage = key
     for key in archive.list("metrics"):
         if key.endswith(".parquet"):
             found[key.split("/")[1]].metrics.append(key)

@@ -13,7 +13,7 @@ from dashboards.runs import Run, Similarity, thin
 from vlm4vla.analysis import box
 from vlm4vla.audit import paper_tables
 from vlm4vla.capability import Capability, Score, capability
-from vlm4vla.compare import unit
+from vlm4vla.compare import protocol, unit
 from vlm4vla.study import FIGURES, TABLES
 
 AXES = (
@@ -114,14 +114,21 @@ def _box(name: str, values: Sequence[float], paper: float | None) -> dict[str, A
 
 
 def how(run: Run) -> str:
-    """In what the run differs from its backbone's plain fine-tuning."""
+    """In what the run differs from its backbone's plain fine-tuning by the benchmark's recipe."""
     config, said = run.config, []
     if config.get("freeze"):
         said.append("freeze " + "+".join(config["freeze"]))
     if config.get("aux"):
         said.append("+" + str(config["aux"]).rpartition("-")[0])
-    plain = {"init": "pretrained", "prompt": "native", "profile": "paper", "image_px": 224}
+    plain: dict[str, Any] = {
+        "init": "pretrained",
+        "prompt": "native",
+        "profile": "paper",
+        "image_px": 224,
+    }
     plain |= {"policy": "action_query", "seed": 0}
+    row = protocol(run.benchmark)
+    plain |= {name: getattr(row.recipe, name) for name in ("steps", "lr", "batch") if row}
     for name, usual in plain.items():
         if config and config.get(name, usual) != usual:
             said.append(f"{name} {config[name]}")

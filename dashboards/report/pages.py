@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.cells import BROKEN, UNFINISHED, Cell, span
+from dashboards.cells import BROKEN, COMPLETE, UNFINISHED, Cell, span
 from dashboards.report.entries import TableView
 from dashboards.report.figures import how
 from dashboards.report.scores import OWN, RunScore, conditions, outcomes
@@ -129,9 +129,6 @@ def _when(run: Run) -> str:
     return duration(max(end for _, end in spans) - min(begin for begin, _ in spans))
 
 
-_WHERE = "environment {:.8}, {} profile, {}, protocol {}, schema {}"
-
-
 def grids(run: Run) -> list[dict[str, Any]]:
     """A checkpoint × horizon grid per instruction mode and set of conditions."""
     found: dict[tuple[Any, ...], dict[tuple[int, int], Any]] = defaultdict(dict)
@@ -240,6 +237,11 @@ def problems(study: Study, scores: Sequence[RunScore], views: Sequence[TableView
         for c in cells
         if c.status == UNFINISHED
     ]
+    unscored = [
+        (stage.id, stage.backbone, "", stage.status, "this auxiliary stage has no scores")
+        for stage in study.stages
+        if stage.status != COMPLETE
+    ]
     waiting = [
         (one.run.id, one.run.name, one.run.benchmark, one.score.status, one.score.note)
         for one in scores
@@ -255,7 +257,7 @@ def problems(study: Study, scores: Sequence[RunScore], views: Sequence[TableView
         _part("Broken", _BROKEN, ("stored object", "reason"), broken),
         _part("Failed episodes", _FAILED, _FAILURE, failures),
         _part("Unfinished cells", _UNFINISHED, _CELL, unfinished),
-        _part("Runs without a result", _WAITING, _RUN, waiting),
+        _part("Runs without a result", _WAITING, _RUN, [*waiting, *unscored]),
         _part("Errors that were retried", _RETRIED, _FAILURE, retried, counts=False),
         _part("The paper's numbers not measured here", _ABSENT, _NUMBER, absent, counts=False),
     ]

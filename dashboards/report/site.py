@@ -91,6 +91,7 @@ class Site:
     def _overview(self) -> None:
         tiles, board = pages.index_tiles(self.study), pages.board(self.scores)
         values = {"seeds": pages.seeds(self.scores), "strangers": self.study.strangers}
+        values["stages"] = self.study.stages
         self._page("index", "Runs", tiles=tiles, board=board, **values)
         self._page("tables", "Tables", known={run.id for run in self.study.runs})
         self._page(

@@ -11,7 +11,7 @@ import pytest
 
 from dashboards.archive import open_archive
 from dashboards.report.entries import stand_in, table_views
-from dashboards.report.figures import boxes, radar, scatter, similarity
+from dashboards.report.figures import boxes, how, radar, scatter, similarity
 from dashboards.report.pages import seeds
 from dashboards.report.scores import run_score
 from dashboards.report.site import build
@@ -408,3 +408,32 @@ def test_damaged_similarities_are_a_problem_and_not_a_number(builder):
     (found,) = read_study(open_archive(builder.url)).runs
     assert len(found.similarity) == 4
     assert "does not hold similarities" in found.problems[0].reason
+
+
+def test_auxiliary_stages_are_no_runs(builder, tmp_path):
+    told = {"name": "tiny-robopoint", "backbone": "tiny-qwen2.5vl-3b", "steps": 400}
+    scores = {
+        "before": {"point": {"score": 0.0}},
+        "after": {"point": {"score": 0.25, "asked": 256}},
+    }
+    finished, going = ("policies/tiny-robopoint-1", "policies/tiny-robopoint-2")
+    for folder in (finished, going):
+        key = f"{folder}/step-00000400/policy.json"
+        builder.store.put(key, json.dumps({"stage": told}).encode())
+    record = json.dumps({"stage": told, "left_out": ["one"], **scores}).encode()
+    builder.store.put(f"{finished}/stage.json", record)
+    builder.store.put("policies/tiny-robopoint-3/stage.json", b"{")
+    study = read_study(open_archive(builder.url))
+    assert study.runs == ()
+    assert [stage.status for stage in study.stages] == ["complete", "unfinished", "broken"]
+    assert study.stages[0].answers[0].after == 0.25 and study.stages[0].left_out == 1
+    assert build(open_archive(builder.url), tmp_path / "site").problems == 2
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert "25.0" in page and "1 questions left out" in page and "not scored yet" in page
+
+
+def test_runs_say_how_they_differ_from_the_recipe(builder):
+    for fields in ({}, {"steps": 250, "lr": 1e-3}):
+        builder.train(Run("tiny-kosmos-2", "tabletop", **fields))
+    found = {how(run) for run in read_study(open_archive(builder.url)).runs}
+    assert found == {"", "steps 250, lr 0.001"}
