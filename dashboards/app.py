@@ -133,7 +133,7 @@ def _activity(one: Activity) -> None:
 
 def _leaderboard(scores: Sequence[RunScore]) -> None:
     """Every run, with filters; two chosen ones can be compared."""
-    rows = [_row(one) for one in scores]
+    rows = sorted(map(_row, scores), key=_best_first)
     ui.label("Leaderboard").classes("text-xl")
     with ui.row().classes("items-center"):
         text = ui.input("filter").props("clearable dense")
@@ -167,6 +167,10 @@ def _leaderboard(scores: Sequence[RunScore]) -> None:
     chosen.on_value_change(narrow)
     state.on_value_change(narrow)
     button.on_click(compare)
+
+
+def _best_first(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["benchmark"], row["value"] is None, -(row["value"] or 0)
 
 
 def _row(one: RunScore) -> dict[str, Any]:
@@ -212,6 +216,7 @@ def _comparison(live: Live, a: RunScore, b: RunScore) -> None:
         except ValueError as error:
             found, said.text = [], f"These cannot be compared: {error}."
         shown = [pair for pair in found if kind.value in ("all", pair.kind)]
+        shown.sort(key=lambda pair: not (pair.video_a or pair.video_b))  # what can be watched first
         table.rows = [_pair_row(number, pair) for number, pair in enumerate(shown)]
         table.update()
         films.clear()

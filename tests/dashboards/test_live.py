@@ -208,11 +208,13 @@ def test_two_runs_side_by_side_in_a_browser(builder):
         tab.look(1280, 900)
         tab.open(f"{address}/")
         tab.wait("document.querySelectorAll('tbody tr').length == 2")
+        top = "document.querySelector('tbody tr').innerText"
+        assert "tiny-qwen3vl-2b" in tab.value(top), "the best on top"
         tab.open(f"{address}/compare?a={a}&b={b}")
         tab.wait("document.body.textContent.includes('A minus B: +30.0 points')")
         rows = "[...document.querySelectorAll('tbody tr')].map(r => r.innerText)"
         tab.wait(f"{rows}.length == 3 && {rows}.every(text => text.includes('only A'))")
-        tab.value("document.querySelectorAll('tbody tr')[1].click()")
+        tab.value("document.querySelectorAll('tbody tr')[0].click()")  # the filmed one
         tab.wait("document.querySelectorAll('video').length == 2")
         tab.wait("[...document.querySelectorAll('video')].every(v => v.currentTime > 0.05)")
         assert tab.wrong == []

@@ -28,6 +28,8 @@ def site(tmp_path_factory):
         for horizon in (4, 2, 1):
             cell = builder.cell(run, 1000, horizon, "tabletop")
             rows = builder.play(cell, {"reach": share(rate, 50), "push": share(rate / 2, 50)})
+    for step, value in ((0, 1.0), (500, 0.8), (1000, 0.7)):
+        builder.compare(run, "vlm", step, value - 0.1)
     frames = [np.full((96, 96, 3), 5 * n, np.uint8) for n in range(40)]
     for row in rows[:4]:
         builder.store.put(f"videos/{cell.id}/{row.episode.key}.mp4", encode_mp4(frames))
@@ -81,6 +83,10 @@ def test_plots_answer_to_the_hand(site, tab):
         " i.value = 0.3; i.dispatchEvent(new Event('input')); })()"
     )
     assert tab.value(text) != before
+    layer = "document.querySelector('[data-plot=similarity] circle')"
+    tab.value(f"{layer}.dispatchEvent(new Event('pointerenter'))")
+    assert "layer 1 of 2, step 0: 1.000" in tab.value("document.querySelector('.tip').textContent")
+    tab.value(f"{layer}.dispatchEvent(new Event('pointerleave'))")
     mark = "document.querySelector('[data-plot=scatter] circle')"
     tab.value(f"{mark}.dispatchEvent(new Event('pointerenter'))")
     assert "of 18 benchmarks" in tab.value("document.querySelector('.tip').textContent")
