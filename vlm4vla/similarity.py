@@ -138,7 +138,7 @@ def features(model: VisionLanguageModel, scenes: Scenes) -> Features:
 def _batch(
     model: VisionLanguageModel, pictures: Sequence[np.ndarray], texts: Sequence[str]
 ) -> dict[Layer, Tensor]:
-    images = np.concatenate([model.resize(picture[None]) for picture in pictures])
+    images = np.concatenate([model.resize(np.stack([picture])) for picture in pictures])
     inputs = to_device(model.prepare_text(images, texts), model.device)
     real, found = inputs["attention_mask"][..., None], dict[Layer, Tensor]()
     with ExitStack() as stack:
