@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_platform import artifacts, cli
+from vla_platform import cli
+from vla_platform.local import LocalDataset
 
 from vlm4vla.data.lerobot_write import write_lerobot
 from vlm4vla.data.prepared import Prepared
@@ -25,7 +26,7 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    source = Prepared(artifacts.fetch_dataset(cli.ready_store(args.store), args.dataset))
+    source = Prepared(LocalDataset.of(cli.ready_store(args.store), args.dataset).everything())
     episodes = write_lerobot(args.folder, source, args.fps, args.robot, video=not args.images)
     print(f"{episodes} episodes: {args.folder}")
     cli.write_json(args.json, [{"folder": str(args.folder), "episodes": episodes}])

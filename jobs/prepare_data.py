@@ -13,7 +13,8 @@ from vla_platform import artifacts, cli, prepare, session
 from vla_platform.progress import Meter
 from vla_platform.store import Store
 
-from vlm4vla.data.dataset import ENCODINGS, Manifest
+from vlm4vla.data.dataset import Manifest
+from vlm4vla.data.frames import ENCODINGS
 from vlm4vla.data.prepare import FORMATS, GRIPPERS, Options, Preparation, open_source
 
 

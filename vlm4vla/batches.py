@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from envs.api import Benchmark
 from vlm4vla.data import augment, profiles
 from vlm4vla.data.dataset import Dataset
+from vlm4vla.data.frames import DECODERS
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.data.order import batch_at, generator_at, share
 from vlm4vla.policies import VlmPolicy
@@ -83,6 +85,7 @@ class Batches(Ahead):
         mine = range(self.batch)[share(self.batch, rank, workers)]
         self.slots = [mine[share(len(mine), part, parts)] for part in range(parts)]
         self.augmentation = profiles.augmentation(benchmark.recipe, run.profile)
+        self.each = ThreadPoolExecutor(DECODERS, "samples").map if data.decodes else map
 
     def samples(self, step: int) -> list[int]:
         """Indices in the dataset of the global batch of a step."""
@@ -103,7 +106,8 @@ class Batches(Ahead):
         mask: np.ndarray,
         weigh: float,
     ) -> Batch:
-        images, actions = zip(*(self._sample(step, s, indices, chunks) for s in slots), strict=True)
+        sample = partial(self._sample, step, indices=indices, chunks=chunks)
+        images, actions = zip(*self.each(sample, slots), strict=True)
         own = mask[slots.start : slots.stop]
         texts = [self.data.instructions[indices[slot]] for slot in slots]
         keys = [(self.run.seed, step, slot) for slot in slots]

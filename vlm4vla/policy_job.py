@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.api import Benchmark, TrainingRecipe
 from vlm4vla.batches import Batches
 from vlm4vla.data import profiles
-from vlm4vla.data.dataset import Dataset
+from vlm4vla.data.dataset import Dataset, Fetch, Files
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import DTYPES, Engine
 from vlm4vla.export import save_policy
@@ -29,6 +29,7 @@ class TrainJob:
     """One resolved run on one benchmark row, with its prepared demonstrations on local disk.
 
     stage: file with the weights of the auxiliary stage that the run starts from, if it does.
+    fetch: see `vlm4vla.data.dataset.Dataset`.
     log_every, keep_untrained: see `vlm4vla.train.Job`.
     """
 
@@ -40,6 +41,7 @@ class TrainJob:
     log_every: int = 50
     keep_untrained: bool = False
     stage: Path | None = None
+    fetch: Fetch | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ class TrainJob:
 
     def feed(self, model: VlmPolicy, rank: int, workers: int, parts: int) -> Batches:
         run, row = self.run, self.benchmark
-        data = Dataset(self.dataset, model.input_px(run.image_px), model.resize)
+        data = Dataset(self.dataset, model.input_px(run.image_px), model.resize, self.fetch)
         chain = profiles.normalisation(row.recipe, run.profile)
         model.normaliser = normaliser = Normaliser(chain, data.manifest.statistics)
         return Batches(run, row, data, model, normaliser, rank, workers, parts)
@@ -90,7 +92,7 @@ def make_job(
     benchmark: Benchmark,
     engine: Engine,
     keep_untrained: bool,
-    dataset: Path,
+    dataset: Files,
     scratch: Path,
     stage: Path | None = None,
 ) -> TrainJob:
@@ -98,11 +100,12 @@ def make_job(
     return TrainJob(
         run=run.resolved(benchmark.recipe),
         benchmark=benchmark,
-        dataset=dataset,
+        dataset=dataset.folder,
         scratch=scratch,
         engine=engine,
         keep_untrained=keep_untrained,
         stage=stage,
+        fetch=dataset.fetch,
     )
 
 

@@ -109,7 +109,7 @@ def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
     if not _DIGEST.fullmatch(checkpoint.digest):  # it becomes a folder's name
         raise ValueError(f"{checkpoint.prefix}/{COMPLETE} names no sha256: train the run again")
     folder = places.cache() / "policies" / checkpoint.digest
-    with _locked(folder):
+    with locked(folder):
         for name in (DESCRIPTION, WEIGHTS):
             if not (folder / name).exists():
                 store.download(f"{checkpoint.prefix}/{name}", folder / name)
@@ -131,27 +131,8 @@ def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
     return lambda name, data: store.put(f"datasets/{dataset}/{name}", data)
 
 
-def fetch_dataset(store: Store, dataset: str) -> Path:
-    """A local folder with the dataset's files; KeyError when it is not in the store.
-
-    The folder is named by the manifest too: published datasets have one id in every store,
-    and need not have been prepared alike.
-    """
-    try:
-        manifest = store.get(f"datasets/{dataset}/{MANIFEST}")
-    except KeyError:
-        raise KeyError(f"dataset {dataset} is not complete in {store.url}") from None
-    folder = places.cache() / "datasets" / f"{dataset}-{hashlib.sha256(manifest).hexdigest()[:12]}"
-    with _locked(folder):
-        if not (folder / MANIFEST).exists():
-            names = [key.split("/")[-1] for key in store.list(f"datasets/{dataset}/")]
-            for name in sorted(names, key=lambda name: name == MANIFEST):
-                store.download(f"datasets/{dataset}/{name}", folder / name)
-    return folder
-
-
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process of a node fills a folder while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -19,3 +20,12 @@ def default_store() -> str:
 def cache() -> Path:
     """Local copies of datasets and policies; safe to delete at any time."""
     return home() / "cache"
+
+
+def cache_limit() -> int:
+    """Bytes that local copies of datasets may take: `VLA_CACHE_GB`, else half of their disk."""
+    told = os.environ.get("VLA_CACHE_GB")
+    if told:
+        return int(float(told) * 1e9)
+    cache().mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(cache()).total // 2

@@ -21,6 +21,7 @@ from vla_platform import artifacts, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
 from vla_platform.lease import turns
+from vla_platform.local import LocalDataset
 from vla_platform.store import Store
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def _prepare(
     demonstrations: Mapping[str, str],
 ) -> None:
     folders = {
-        row.name: artifacts.fetch_dataset(store, demonstrations[row.source])
+        row.name: LocalDataset.of(store, demonstrations[row.source]).everything()
         for row in stage.rows
         if row.of_demonstrations
     }
@@ -194,4 +195,4 @@ def _scored(
     weights: Path | None = None
     if checkpoint is not None:
         weights = artifacts.fetch_policy(store, checkpoint) / artifacts.WEIGHTS
-    return score_stage(stage, artifacts.fetch_dataset(store, stage.data), weights, precision)
+    return score_stage(stage, LocalDataset.of(store, stage.data).everything(), weights, precision)

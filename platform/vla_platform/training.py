@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from vla_platform import artifacts, places
 from vla_platform.cluster import Cluster
+from vla_platform.local import LocalDataset
 from vla_platform.store import Store, StoreError, StoreUnavailableError
 from vla_platform.store_sink import StoreSink
 
@@ -47,7 +48,7 @@ SHOWN = ("loss", "pose_loss", "gripper_accuracy", "samples_per_s")
 """Figures of a progress line; all of them go to the store."""
 Train = Callable[[Any, Any], None]
 MakeJob = Callable[..., Any]
-"""(dataset folder, scratch folder), and the file of the weights to start from if there is one."""
+"""(`LocalDataset`, scratch folder), and the file of the weights to start from if there is one."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ class _Worker:
         log.info("rank %d finished", ray.train.get_context().get_world_rank())
 
     def _one(self, task: Task, scratch: Path) -> None:
-        folder = artifacts.fetch_dataset(self.store, task.dataset)
-        job = task.make_job(folder, scratch, *self._start(task))
+        data = LocalDataset.of(self.store, task.dataset)
+        job = task.make_job(data, scratch, *self._start(task))
         show = ProgressLine(task.title, task.steps)
         sink = StoreSink(self.store, task.id, scratch, show, self.noticed)
         try:

@@ -19,6 +19,7 @@ import pytest
 from safetensors import SafetensorError
 from vla_platform import artifacts, submit
 from vla_platform.ledger import Ledger
+from vla_platform.local import LocalDataset
 from vla_platform.rows import BrokenRowsError, Cell, Row
 from vla_platform.store import Store, StoreError, open_store
 
@@ -134,7 +135,8 @@ def manifest_for(shard: str, data: bytes) -> bytes:
 
 
 def open_dataset(store: Store, name: str) -> Dataset:
-    return Dataset(artifacts.fetch_dataset(store, name), 112, lambda image, px: image)
+    data = LocalDataset.of(store, name)
+    return Dataset(data.folder, 112, lambda image, px: image, data.fetch)
 
 
 @pytest.mark.parametrize("poisoned", [artifacts.MANIFEST, "shard-00000.parquet"])

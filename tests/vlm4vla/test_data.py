@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from envs.api import Demonstration
-from vlm4vla.data import augment
-from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
+from vlm4vla.data import augment, order
+from vlm4vla.data.dataset import KEEP_DECODED, Dataset, build_manifest, encode_shard
 from vlm4vla.data.normalise import CHAINS, Normaliser, Statistics
 from vlm4vla.data.order import batch_at, generator_at, share
 
@@ -15,11 +15,19 @@ def demonstration(steps, seed=0):
     return Demonstration(f"do thing {seed}", images, actions, True, steps)
 
 
-def write(folder, demos):
-    data = encode_shard(demos, 0)
-    (folder / "shard-00000.parquet").write_bytes(data)
-    manifest = build_manifest("toy", "test", [("shard-00000.parquet", data)])
+def publish(folder, *shards):
+    files = {
+        f"shard-{number:05d}.parquet": encode_shard(demos, number * 10)
+        for number, demos in enumerate(shards)
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    manifest = build_manifest("toy", "test", files.items())
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
+
+
+def write(folder, demos):
+    publish(folder, demos)
     return Dataset(folder, 8, lambda images: images)
 
 
@@ -41,11 +49,48 @@ def test_chunks_end_with_their_episode(tmp_path):
 
 
 def test_a_damaged_shard_is_named(tmp_path):
-    write(tmp_path, [demonstration(3)])
+    publish(tmp_path, [demonstration(3)])
     shard = tmp_path / "shard-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"shard-00000\.parquet is damaged"):
-        Dataset(tmp_path, 8, lambda images: images)
+    for keep in (0, KEEP_DECODED):
+        with pytest.raises(ValueError, match=r"shard-00000\.parquet is damaged"):
+            Dataset(tmp_path, 8, lambda images: images, keep=keep)
+
+
+def test_frames_that_stay_encoded_are_the_same_ones(tmp_path):
+    publish(tmp_path, [demonstration(3, 1), demonstration(5, 2)], [demonstration(4, 3)])
+    kept, encoded = (
+        Dataset(tmp_path, 8, lambda images: images[:, ::-1], keep=keep)
+        for keep in (KEEP_DECODED, 0)
+    )
+    assert encoded.decodes and not kept.decodes
+    picked = [11, 0, 7, 8, 3, 11, 2]
+    assert all(np.array_equal(encoded.images[number], kept.images[number]) for number in picked)
+    assert np.array_equal(encoded.actions, kept.actions)
+    assert encoded.instructions == kept.instructions
+    assert len(encoded.images) == len(kept.images) == 12
+
+
+def test_shards_come_when_they_are_needed_and_may_go_at_any_time(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    publish(tmp_path / "far", *([demonstration(4, seed)] for seed in range(3)))
+    (tmp_path / "far/manifest.json").rename(tmp_path / "near/manifest.json")
+    asked = []
+
+    def fetch(name):
+        asked.append(name)
+        (tmp_path / "near" / name).write_bytes((tmp_path / "far" / name).read_bytes())
+
+    data = Dataset(tmp_path / "near", 8, lambda images: images, fetch, keep=0)
+    assert len(asked) == 3  # the actions of every shard
+    before = data.images[5]
+    assert asked[3:] == ["shard-00001.parquet"]
+    for path in (tmp_path / "near").glob("*.[ap]*"):
+        path.unlink()
+    assert np.array_equal(data.images[5], before)
+    assert asked[3:] == ["shard-00001.parquet"] * 2
+    assert list(data.images._maps) == [1]
 
 
 def test_actions_that_are_not_finite_are_refused():
@@ -59,6 +104,18 @@ def test_order_visits_every_sample_once_an_epoch():
     seen = np.concatenate([batch_at(3, step, 4, 10) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert not np.array_equal(seen[:10], seen[10:])
+
+
+def test_a_large_datasets_order_stays_in_its_window(monkeypatch):
+    monkeypatch.setattr(order, "WINDOW", 64)
+    monkeypatch.setattr(order, "BLOCK", 16)
+    epochs = [batch_at(5, step, 250, 250) for step in range(2)]
+    for seen in epochs:
+        assert sorted(seen) == list(range(250))
+        blocks = [set(seen[first : first + 64] // 16) for first in range(0, 250, 64)]
+        assert max(map(len, blocks)) <= 5  # the last block is short, so windows may cut one
+        assert not np.array_equal(np.sort(seen[:64]), seen[:64])
+    assert not np.array_equal(*epochs)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])

@@ -54,7 +54,7 @@ def test_saturation_and_hue_are_the_standard_librarys():
     pixels = np.random.default_rng(1).uniform(0, 1, (6, 5, 3)).astype(np.float32)
     pixels[0] = 0.5  # grey has no hue
     pixels[1, :, 0] = 1
-    out = augment.recoloured(pixels, 1.2, -0.04)
+    out = augment.recoloured(pixels.transpose(2, 0, 1), 1.2, -0.04).transpose(1, 2, 0)
     for place in np.ndindex(6, 5):
         hue, saturation, value = colorsys.rgb_to_hsv(*map(float, pixels[place]))
         wanted = colorsys.hsv_to_rgb((hue - 0.04) % 1, min(1, 1.2 * saturation), value)

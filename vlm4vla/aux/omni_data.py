@@ -17,7 +17,8 @@ from torch import Tensor
 from vlm4vla.aux.bridge_vqa import MILLIMETRES
 from vlm4vla.aux.drawings import SCHEMA
 from vlm4vla.aux.questions import Manifest
-from vlm4vla.data.dataset import MANIFEST, Resize, read_shard
+from vlm4vla.data.dataset import MANIFEST, read_shard
+from vlm4vla.data.frames import Resize
 
 BACKGROUND = "background"
 

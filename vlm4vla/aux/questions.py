@@ -22,16 +22,8 @@ from PIL import Image
 
 from vlm4vla.aux.readers import Bad
 from vlm4vla.aux.samples import Region, Sample
-from vlm4vla.data.dataset import (
-    MANIFEST,
-    Resize,
-    Shard,
-    decoded,
-    encode_jpeg,
-    encode_png,
-    read_shard,
-    sha256,
-)
+from vlm4vla.data.dataset import MANIFEST, Shard, read_shard, sha256
+from vlm4vla.data.frames import Resize, decoded, encode_jpeg, encode_png
 
 SCHEMA = pa.schema(
     [
@@ -211,7 +203,8 @@ class Questions:
 
     def pictures(self, px: int, resize: Resize) -> Callable[[np.ndarray], np.ndarray]:
         """A function from numbers to uint8 [B, px, px, 3], decoded once per folder and size."""
-        frames = decoded(self.folder / f"frames-{px}.npy", self._images, px, resize)
+        path, count = self.folder / f"frames-{px}.npy", len(self._images)
+        frames = decoded(path, count, [self._images], px, resize)
         return lambda numbers: frames[self._picture[numbers]]
 
 

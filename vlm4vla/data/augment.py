@@ -30,10 +30,17 @@ def shift(
     """Move image uint8 [H, W, 3] by up to 10/224 of its side; edges are repeated."""
     reach = max(1, round(SHIFT * len(image)))
     rows, columns = rng.integers(-reach, reach + 1, 2)
-    height, width = image.shape[:2]
-    picked_rows = np.clip(np.arange(height) + rows, 0, height - 1)
-    picked_columns = np.clip(np.arange(width) + columns, 0, width - 1)
-    return image[picked_rows][:, picked_columns], actions
+    return _moved(_moved(image, rows).swapaxes(0, 1), columns).swapaxes(0, 1), actions
+
+
+def _moved(rows: np.ndarray, by: int) -> np.ndarray:
+    """Rows from `by` on, or from before the first, which is then repeated, as the last one is."""
+    out, stay = np.empty_like(rows), len(rows) - abs(by)
+    if by >= 0:
+        out[:stay], out[stay:] = rows[by:], rows[-1]
+    else:
+        out[-by:], out[:-by] = rows[:stay], rows[0]
+    return out
 
 
 def mirror(
@@ -54,8 +61,8 @@ def crop(
     side = np.sqrt(CROP)
     rows, columns = (_positions(n, side, rng.uniform(0, 1 - side)) for n in image.shape[:2])
     wide = _sampled(image.astype(np.float32), *rows)
-    tall = _sampled(wide.swapaxes(0, 1), *columns).swapaxes(0, 1)
-    return _as_uint8(tall), actions
+    tall = _sampled(np.ascontiguousarray(wide.swapaxes(0, 1)), *columns)
+    return _as_uint8(tall.swapaxes(0, 1)), actions
 
 
 def _positions(size: int, share: float, start: float) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +77,8 @@ def _sampled(rows: np.ndarray, below: np.ndarray, beyond: np.ndarray) -> np.ndar
     low, high = rows[below], rows[np.minimum(below + 1, len(rows) - 1)]
     high -= low
     high *= beyond[:, None, None]
-    return low + high
+    high += low
+    return high
 
 
 def colour(
@@ -80,15 +88,17 @@ def colour(
     added = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     factor, vivid = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
     turn = rng.uniform(-HUE, HUE)
-    x = np.clip(image.astype(np.float32) / 255 + np.float32(added), 0, 1)
-    mean = x.mean(axis=(0, 1))
-    x = np.clip((x - mean) * np.float32(factor) + mean, 0, 1)
-    return _as_uint8(255 * recoloured(x, vivid, turn)), actions
+    planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes /= 255
+    planes = np.clip(planes + np.float32(added), 0, 1)
+    mean = planes.mean(axis=(1, 2), keepdims=True)
+    planes = np.clip((planes - mean) * np.float32(factor) + mean, 0, 1)
+    return _as_uint8(255 * recoloured(planes, vivid, turn)).transpose(1, 2, 0), actions
 
 
-def recoloured(x: np.ndarray, vivid: float, turn: float) -> np.ndarray:
-    """Scale the HSV saturation of float32 [H, W, 3] in 0..1 and turn its hue (1.0 is a circle)."""
-    red, green, blue = np.moveaxis(x, -1, 0)
+def recoloured(planes: np.ndarray, vivid: float, turn: float) -> np.ndarray:
+    """Scale the HSV saturation of float32 [3, H, W] in 0..1 and turn its hue (1.0 is a circle)."""
+    red, green, blue = planes
     value = np.maximum(np.maximum(red, green), blue)
     spread = value - np.minimum(np.minimum(red, green), blue)
     safe = np.where(spread > 0, spread, np.float32(1))
@@ -99,17 +109,18 @@ def recoloured(x: np.ndarray, vivid: float, turn: float) -> np.ndarray:
     )
     hue += np.float32(6 * turn)
     spread = np.minimum(spread * np.float32(vivid), value)
-    return np.stack([value - spread * _share(hue + n) for n in (5, 3, 1)], axis=-1)
+    return np.stack([value - spread * _share(hue + np.float32(n)) for n in (5, 3, 1)])
 
 
 def _share(angle: np.ndarray) -> np.ndarray:
     """How much of the spread a channel lacks at a hue in sixths of the circle."""
-    angle = np.mod(angle, np.float32(6))
+    angle -= 6 * np.floor(angle / 6)
     return np.clip(np.minimum(angle, 4 - angle), 0, 1)
 
 
 def _as_uint8(x: np.ndarray) -> np.ndarray:
-    return (np.clip(x, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    """float32 within 0..255, but for rounding, to the nearest."""
+    return (x + np.float32(0.5)).astype(np.uint8)
 
 
 AUGMENTATIONS: dict[str, tuple[Augment, ...]] = {

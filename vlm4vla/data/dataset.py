@@ -1,4 +1,4 @@
-"""Prepared demonstrations: Parquet shards of PNG or JPEG frames, and a cache for training.
+"""Prepared demonstrations: Parquet shards of PNG or JPEG frames, and random access to them.
 
 A dataset folder holds `manifest.json` and `shard-00000.parquet`, … One row is one frame:
 episode (int32), instruction (string), image (PNG or JPEG bytes), action (float32 [7], raw units).
@@ -8,21 +8,20 @@ Rows are in time order and no episode spans two shards.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from envs.api import ACTION_DIM, Demonstration
+from vlm4vla.data.frames import ENCODINGS, Encoded, Resize, decoded, locked
 from vlm4vla.data.normalise import Statistics
 
 SCHEMA = pa.schema(
@@ -34,7 +33,10 @@ SCHEMA = pa.schema(
     ]
 )
 MANIFEST = "manifest.json"
-Resize = Callable[[np.ndarray], np.ndarray]
+KEEP_DECODED = 16 * 1024**3
+"""Bytes of frames that are kept decoded; more stay encoded: one suite of LIBERO, not CALVIN."""
+Fetch = Callable[[str], None]
+"""Puts a file of a dataset, by its name, into the dataset's local folder."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +70,6 @@ class Manifest:
         statistics = Statistics.from_json(value.pop("statistics"))
         skipped = tuple(value.pop("skipped", ()))
         return Manifest(**value, shards=shards, statistics=statistics, skipped=skipped)
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] to PNG: exact, and small for simulators' flat colours."""
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-def encode_jpeg(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] to JPEG with all its colour: camera frames at a fifth of PNG's size."""
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "JPEG", quality=95, subsampling=0)
-    return out.getvalue()
-
-
-ENCODINGS: dict[str, Callable[[np.ndarray], bytes]] = {"png": encode_png, "jpeg": encode_jpeg}
-
-
-def decode(data: bytes) -> np.ndarray:
-    """PNG or JPEG bytes to uint8 [H, W, 3]; ValueError when they are damaged."""
-    try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"a frame is damaged or truncated ({error})") from error
 
 
 def encode_shard(
@@ -142,18 +119,23 @@ def build_manifest(name: str, source: str, shards: Iterable[tuple[str, bytes]]) 
 
 
 def _actions(table: pa.Table) -> np.ndarray:
-    return np.stack(table["action"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    flat = table["action"].combine_chunks().flatten()
+    return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, ACTION_DIM)
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.Table:
-    """A manifest's file with these columns; ValueError when it is damaged or lies elsewhere."""
+def path_of(folder: Path, shard: Shard) -> Path:
     if Path(shard.name).name != shard.name:
         raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
-    data = (folder / shard.name).read_bytes()
+    return folder / shard.name
+
+
+def read_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.Table:
+    """A manifest's file with these columns; ValueError when it is damaged or lies elsewhere."""
+    data = path_of(folder, shard).read_bytes()
     if sha256(data) != shard.sha256:
         raise ValueError(
             f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
@@ -162,23 +144,62 @@ def read_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.Table:
     return pq.read_table(io.BytesIO(data), schema=schema)
 
 
-class Dataset:
-    """Random access to frames and action chunks of a dataset folder.
+class Files(Protocol):
+    """A dataset on this machine that is fetched as it is needed; folder: its manifest is there."""
 
-    images: uint8 memory map [N, px, px, 3], decoded and resized once per folder and size.
+    @property
+    def folder(self) -> Path: ...
+
+    def fetch(self, name: str) -> None:
+        """Put one file into the folder."""
+        ...
+
+    def everything(self) -> Path:
+        """The folder with every file."""
+        ...
+
+
+class Dataset:
+    """Random access to frames and action chunks of a dataset folder, of any size.
+
+    images: uint8 [px, px, 3] by number. actions: float32 [N, 7]. instructions: N texts.
+    fetch: for a folder that holds the manifest alone; shards are fetched as they are needed,
+    and may be deleted at any time. keep: frames that take more bytes decoded stay encoded.
+    Both decide how fast frames are read, and never what they are.
     """
 
-    def __init__(self, folder: Path, px: int, resize: Resize) -> None:
-        self.manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-        shards = self.manifest.shards
-        table = pa.concat_tables(read_shard(folder, shard, SCHEMA) for shard in shards)
-        self.actions = _actions(table)
-        self.instructions: list[str] = table["instruction"].to_pylist()
-        self.last = _last_frames(table["episode"].to_numpy())
-        self.images = decoded(folder / f"frames-{px}.npy", table["image"], px, resize)
+    def __init__(
+        self,
+        folder: Path,
+        px: int,
+        resize: Resize,
+        fetch: Fetch | None = None,
+        keep: int = KEEP_DECODED,
+    ) -> None:
+        self.folder, self.fetch = folder, fetch
+        written = (folder / MANIFEST).read_bytes()
+        self.manifest = Manifest.from_bytes(written)
+        rows = [shard.rows for shard in self.manifest.shards]
+        digest = sha256(written)[:12]
+        index = self._index(folder / f"index-{digest}.arrow")
+        self.actions = _actions(index)
+        self.instructions = _texts(index["instruction"])
+        self.last = _last_frames(index["episode"].to_numpy())
+        self.images: np.ndarray | Encoded
+        if 3 * sum(rows) * px**2 <= keep:
+            columns = (self._shard(number)["image"] for number in range(len(rows)))
+            path = folder / f"frames-{px}-{digest}.npy"
+            self.images = decoded(path, sum(rows), columns, px, resize)
+        else:
+            self.images = Encoded(folder, rows, lambda n: self._shard(n)["image"], resize)
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a frame is decoded whenever it is read, which is worth some threads."""
+        return isinstance(self.images, Encoded)
 
     def chunks(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Raw actions float32 [B, length, 7] from each frame on, and their mask bool [B, length].
@@ -189,36 +210,36 @@ class Dataset:
         last = self.last[indices][:, None]
         return self.actions[np.minimum(window, last)], window <= last
 
+    def _index(self, path: Path) -> pa.Table:
+        """Everything but the frames, from one look at each shard."""
+        with locked(path):
+            if not path.exists():
+                tables = [
+                    self._shard(number).drop_columns("image")
+                    for number in range(len(self.manifest.shards))
+                ]
+                part = path.with_suffix(".part")
+                with pa.ipc.new_file(part, tables[0].schema) as file:
+                    file.write_table(pa.concat_tables(tables))
+                part.rename(path)
+            with pa.memory_map(str(path)) as file:
+                return pa.ipc.open_file(file).read_all()
+
+    def _shard(self, number: int) -> pa.Table:
+        shard = self.manifest.shards[number]
+        if self.fetch is not None:
+            self.fetch(path_of(self.folder, shard).name)
+        return read_shard(self.folder, shard, SCHEMA)
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """One string for all frames that share it."""
+    coded = column.combine_chunks().dictionary_encode()
+    texts = coded.dictionary.to_pylist()
+    return [texts[code] for code in coded.indices.to_numpy()]
+
 
 def _last_frames(episodes: np.ndarray) -> np.ndarray:
     """For each frame, the index of its episode's last frame."""
     ends = np.flatnonzero(np.append(episodes[1:] != episodes[:-1], True))
     return ends[np.searchsorted(ends, np.arange(len(episodes)))]
-
-
-def decoded(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> np.ndarray:
-    """The decoded cache; one worker of a node builds it while the others wait."""
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            _decode_to(path, images, px, resize)
-    return np.load(path, mmap_mode="r")
-
-
-def _decode_to(path: Path, images: pa.ChunkedArray, px: int, resize: Resize) -> None:
-    """Built beside its final name, so that a crash leaves no half of it."""
-    part = path.with_suffix(".part")
-    shape = (len(images), px, px, 3)
-    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-
-    def fill(first: int) -> None:
-        block = images.slice(first, 256).to_pylist()
-        # One by one, because published pictures differ in size.
-        out[first : first + len(block)] = np.concatenate(
-            [resize(np.stack([decode(d)])) for d in block]
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(fill, range(0, len(images), 256)))
-    out.flush()
-    part.rename(path)

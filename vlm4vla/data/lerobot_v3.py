@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.api import Demonstration, did_you_mean
-from vlm4vla.data.dataset import decode, sha256
+from vlm4vla.data.dataset import sha256
+from vlm4vla.data.frames import decode
 from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.api import ACTION_DIM, Demonstration
-from vlm4vla.data.dataset import encode_png
+from vlm4vla.data.frames import encode_png
 from vlm4vla.data.lerobot_v3 import EPISODES, INFO, TASKS, VERSION
 
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"

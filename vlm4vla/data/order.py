@@ -6,11 +6,18 @@ from functools import lru_cache
 
 import numpy as np
 
+WINDOW = 2**18
+"""Samples that are shuffled at once; the official code's loader shuffles 256,000 of its RLDS."""
+BLOCK = 2**12
+"""Neighbours that a larger dataset moves together: a window then needs few of its shards."""
+
 
 def batch_at(seed: int, step: int, batch: int, samples: int) -> np.ndarray:
     """Indices int64 [batch] of step `step` (from 0): a pure function of its arguments.
 
-    Every epoch visits each sample once in a fresh permutation; a batch may span two epochs.
+    Every epoch visits each sample once in a fresh order; a batch may span two epochs. The order
+    of more than `WINDOW` samples is one of blocks, shuffled a window at a time, so that a disk
+    that cannot hold all shards needs each of them about once an epoch.
     """
     return draws(seed, step * batch, (step + 1) * batch, samples)
 
@@ -30,7 +37,15 @@ def draws(seed: int, first: int, last: int, samples: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+    rng = np.random.default_rng([seed, epoch])
+    if samples <= WINDOW:
+        return rng.permutation(samples)
+    blocks = rng.permutation(-(-samples // BLOCK))
+    order = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+    order = order[order < samples]
+    for first in range(0, samples, WINDOW):
+        rng.shuffle(order[first : first + WINDOW])
+    return order
 
 
 def generator_at(seed: int, step: int, slot: int) -> np.random.Generator:

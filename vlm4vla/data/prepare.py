@@ -14,7 +14,8 @@ from PIL import Image
 from envs.api import ACTION_DIM, Demonstration, did_you_mean
 from envs.hashing import stable_hash
 from vlm4vla.data.calvin import Calvin
-from vlm4vla.data.dataset import ENCODINGS, Manifest, Shard, encode_shard, sha256
+from vlm4vla.data.dataset import Manifest, Shard, encode_shard, sha256
+from vlm4vla.data.frames import ENCODINGS
 from vlm4vla.data.lerobot_v3 import LeRobotV3
 from vlm4vla.data.libero_hdf5 import LiberoHdf5
 from vlm4vla.data.normalise import Statistics

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.api import Demonstration
-from vlm4vla.data.dataset import MANIFEST, SCHEMA, Manifest, decode, sha256
+from vlm4vla.data.dataset import MANIFEST, SCHEMA, Manifest, sha256
+from vlm4vla.data.frames import decode
 from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
 
 

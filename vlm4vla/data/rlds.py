@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from envs.api import ACTION_DIM, Demonstration, did_you_mean
-from vlm4vla.data.dataset import decode
+from vlm4vla.data.frames import decode
 from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
 from vlm4vla.data.tfrecord import Values, parse_example, read_record, records
 
