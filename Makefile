@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-sft bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -60,6 +60,10 @@ bench-train: $(READY)  ## training beside a bare PyTorch loop and DDP; QUICK=1: 
 bench-sft: $(READY)  ## a stage's fine-tuning beside TRL's SFTTrainer, fetched first; QUICK=1: a minute
 	@test -x $${VLA_HOME:-$$HOME/.vla}/peers/trl/bin/python || bash tests/bench/peer_trl.sh
 	$(BIN)/python tests/bench/bench_sft.py $(if $(QUICK),--quick)
+
+bench-data: $(READY)  ## prepared data beside data as published and lerobot's loader, fetched first; QUICK=1: under five minutes
+	@test -x $${VLA_HOME:-$$HOME/.vla}/peers/lerobot/bin/python || bash tests/bench/peer_lerobot.sh
+	PYTHONPATH=.:platform $(BIN)/python tests/bench/bench_data.py $(if $(QUICK),--quick) $(if $(FRAMES),--frames $(FRAMES))
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh

@@ -1,4 +1,4 @@
-"""Datasets and policy checkpoints in the store, and their copies on a node's disk.
+"""Datasets and policy checkpoints in the store, and copies of policies on a node's disk.
 
 datasets/<id>/manifest.json, shard-*.parquet       complete once the manifest is there
 policies/<run>/step-00001200/policy.safetensors,

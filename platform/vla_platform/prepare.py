@@ -1,4 +1,4 @@
-"""Prepare a dataset over the cluster, a shard per Ray task; resumes by shard.
+"""Prepare a dataset over the cluster with Ray Data, a shard per task; resumes by shard.
 
 preparing/<dataset>/shard-00000.note      a finished shard's note
 datasets/<dataset>/shard-00000.parquet    the shard, put before its note
@@ -8,10 +8,11 @@ datasets/<dataset>/manifest.json          put last: nothing is visible before
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
-import ray
-from ray.exceptions import RayTaskError
+import ray.data
+from ray.data import DataContext
 
 from vla_platform import artifacts
 from vla_platform.store import Store
@@ -43,24 +44,27 @@ def prepare(store: Store, work: Preparation, progress: Callable[[int, int], None
 
     progress: (shards done, shards in all). The first bad shard ends it with its own error.
     """
-    total, shared = work.shards, ray.put(work)
-    task = ray.remote(num_cpus=1, memory=MEMORY, max_retries=3)(_shard)
-    flying = [task.remote(store, work.id, shared, number) for number in range(total)]
-    try:
-        while flying:
-            done, flying = ray.wait(flying)
-            ray.get(done)
-            progress(total - len(flying), total)
-    except RayTaskError as error:
-        for waiting in flying:
-            ray.cancel(waiting, force=False)
-        raise error.cause if isinstance(error.cause, Exception) else error from None
+    total = work.shards
+    context = DataContext.get_current()
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    context.raise_original_map_exception = True
+    numbers = ray.data.range(total, override_num_blocks=total)  # a task makes one shard
+    make = partial(_make, store=store, shared=ray.put(work))
+    made = numbers.map(make, num_cpus=1, memory=MEMORY)
+    for done, _ in enumerate(made.iter_rows(), 1):
+        progress(done, total)
     manifest = work.manifest([store.get(_note(work.id, number)) for number in range(total)])
     artifacts.dataset_put(store, work.id)(artifacts.MANIFEST, manifest.to_bytes())
     return manifest
 
 
-def _shard(store: Store, dataset: str, work: Preparation, number: int) -> None:
+def _make(row: dict[str, Any], store: Store, shared: ray.ObjectRef) -> dict[str, Any]:
+    work = ray.get(shared)
+    make_shard(store, work.id, work, row["id"])
+    return row
+
+
+def make_shard(store: Store, dataset: str, work: Preparation, number: int) -> None:
     """One shard; its note is put last, so a repeated task finds finished work."""
     if store.exists(_note(dataset, number)):
         return

@@ -97,7 +97,7 @@ def ensure(
             ensure_questions(store, science, stage, demonstrations)
             before = _score(store, cluster, science, stage, None)
             engine = science.Engine(**cluster.engine())
-            make_job = partial(science.make_stage_job, stage, engine)
+            make_job = partial(_make_job, science.make_stage_job, stage, engine)
             task = training.Task(stage.id, stage.name, stage.steps, stage.data, make_job)
             training.fit(science.train, [task], store, cluster)
             trained = artifacts.checkpoints(store, stage.id)[-1]
@@ -151,6 +151,12 @@ def ensure_questions(
                 )
             task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_prepare)
             ray.get(task.remote(store, science.prepare_questions, stage, dict(demonstrations)))
+
+
+def _make_job(
+    make_stage_job: Callable[..., Any], stage: Stage, engine: Any, data: LocalDataset, scratch: Path
+) -> Any:
+    return make_stage_job(stage, engine, data.everything(), scratch)
 
 
 def _prepare(

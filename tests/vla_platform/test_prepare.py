@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from vla_platform.prepare import _shard, prepare
+from vla_platform.prepare import make_shard, prepare
 from vla_platform.store import open_store
 
 MANIFEST = "datasets/toy/manifest.json"
@@ -106,8 +106,8 @@ class FullStore:
 
 def test_a_full_disk_leaves_a_shard_to_be_made_again(folder_store, toy):
     with pytest.raises(OSError, match="No space left"):
-        _shard(FullStore(folder_store, 1), "toy", toy, 0)
+        make_shard(FullStore(folder_store, 1), "toy", toy, 0)
     assert not folder_store.exists(MANIFEST)
-    _shard(folder_store, "toy", toy, 0)
+    make_shard(folder_store, "toy", toy, 0)
     assert toy.made() == ["0", "0"]
     assert json.dumps(list(folder_store.list("preparing/"))) == '["preparing/toy/shard-00000.note"]'

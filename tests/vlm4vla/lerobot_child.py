@@ -1,7 +1,7 @@
 """Run by the interpreter of an environment that has lerobot: reads our dataset, writes its own.
 
 lerobot_child.py read FOLDER OUT.npz      every row of a dataset, as lerobot's loader gives it
-lerobot_child.py write ROWS.npz FOLDER    a dataset of those rows, by lerobot's writer
+lerobot_child.py write ROWS.npz FOLDER KIND   those rows as image or video, by lerobot's writer
 """
 
 import sys
@@ -30,15 +30,15 @@ def read(folder: str, out: str) -> None:
     )
 
 
-def write(source: str, folder: str) -> None:
+def write(source: str, folder: str, kind: str) -> None:
     rows = np.load(source)
     side = rows["frames"].shape[1]
     features = {
-        CAMERA: {"dtype": "image", "shape": (side, side, 3), "names": ["h", "w", "c"]},
+        CAMERA: {"dtype": kind, "shape": (side, side, 3), "names": ["h", "w", "c"]},
         "action": {"dtype": "float32", "shape": (7,), "names": list("xyzrpyg")},
     }
     data = LeRobotDataset.create(
-        "local/set", fps=10, features=features, root=Path(folder), use_videos=False
+        "local/set", fps=10, features=features, root=Path(folder), use_videos=kind == "video"
     )
     for index in range(len(rows["frames"])):
         if index and rows["episodes"][index] != rows["episodes"][index - 1]:

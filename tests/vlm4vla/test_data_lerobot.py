@@ -134,15 +134,21 @@ def lerobot(*arguments):
 
 @pytest.mark.full
 @pytest.mark.skipif("VLA_LEROBOT_PYTHON" not in os.environ, reason="no environment with lerobot")
-def test_the_package_reads_ours_and_we_read_its(tmp_path):
-    made, out = demos(), tmp_path / "rows.npz"
-    write_lerobot(tmp_path / "ours", made, 10, "panda", video=False)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_package_reads_ours_and_we_read_its(tmp_path, kind):
+    made, out, lossy = demos(), tmp_path / "rows.npz", 10 if kind == "video" else 1e-9
+    write_lerobot(tmp_path / "ours", made, 10, "panda", video=kind == "video")
     lerobot("read", tmp_path / "ours", out)
-    rows = np.load(out)
-    assert np.array_equal(rows["frames"], np.concatenate([demo.images for demo in made]))
+    rows = dict(np.load(out))
+    frames = np.concatenate([demo.images for demo in made])
+    far = np.abs(rows["frames"][:, None].astype(int) - frames).mean(axis=(2, 3, 4))
+    assert far.argmin(axis=1).tolist() == list(range(len(frames)))
+    assert far.diagonal().max() < lossy
     assert np.array_equal(rows["actions"], np.concatenate([demo.actions for demo in made]))
-    lerobot("write", out, tmp_path / "theirs")
+    assert rows["tasks"].tolist() == np.repeat(TEXTS, [demo.steps for demo in made]).tolist()
+    np.savez(out, **(rows | {"frames": frames}))
+    lerobot("write", out, tmp_path / "theirs", kind)
     for demo, read in zip(made, LeRobotV3(tmp_path / "theirs"), strict=True):
         assert read.instruction == demo.instruction
-        assert np.array_equal(read.images, demo.images)
+        assert np.abs(read.images.astype(int) - demo.images).mean() < lossy
         assert np.array_equal(read.actions, demo.actions)

@@ -6,16 +6,18 @@ import pickle
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from envs.benchmarks import benchmark
 from envs.resize import resize
 from tests.vlm4vla import published
-from vlm4vla.data import augment
+from vlm4vla.batches import Batches
 from vlm4vla.data.dataset import Dataset, Manifest
 from vlm4vla.data.normalise import Normaliser, Statistics
-from vlm4vla.data.order import batch_at, generator_at, share
 from vlm4vla.data.prepare import Options, Preparation, open_source, shard_name
 from vlm4vla.data.prepared import Prepared
 from vlm4vla.data.source import BadEpisodeError
+from vlm4vla.run import Run
 
 LENGTHS = [3, 5, 4, 6, 2]
 
@@ -150,27 +152,50 @@ def test_formats_and_options_are_checked(demos):
         preparation(demos[0], image="jpg")
 
 
-def batch_hash(data, seed, step, workers):
-    """Of the global batch as the training loop makes it, put together from the workers' shares."""
-    batch, chunk, digest = 12, 4, hashlib.sha256()
-    normaliser = Normaliser("quantile", data.manifest.statistics)
-    for rank in range(workers):
-        indices = batch_at(seed, step, batch, len(data))
-        chunks, mask = data.chunks(indices, chunk)
-        for slot in range(batch)[share(batch, rank, workers)]:
-            rng = generator_at(seed, step, slot)
-            image = data.images[indices[slot]]
-            image, moves = augment.apply("crop+colour", image, chunks[slot], rng)
-            digest.update(image.tobytes() + normaliser.forward(moves).tobytes())
-            digest.update(mask[slot].tobytes() + data.instructions[indices[slot]].encode())
+class Collated:
+    """A policy that only puts a batch together."""
+
+    def prepare(self, images, texts):
+        ids = [list(text.encode()) for text in texts]
+        return {
+            "images": torch.from_numpy(images),
+            "ids": torch.tensor(ids),
+            "attention_mask": torch.ones(len(texts), 1),
+        }
+
+    def draws(self, keys):
+        return {}
+
+
+def batches(data, rank, workers, parts, seed=7):
+    row = benchmark("libero_10")
+    run = Run("tiny-paligemma-1", row.name, batch=24, seed=seed, profile="official")
+    run = run.resolved(row.recipe)
+    normaliser = Normaliser("quantile+clip65", data.manifest.statistics)
+    return Batches(run, row, data, Collated(), normaliser, rank, workers, parts)
+
+
+def hashes(data, first, last, workers, parts=1, **options):
+    """Of each step's global batch as the training loop gets it, worker after worker."""
+    ranks = [batches(data, rank, workers, parts, **options) for rank in range(workers)]
+    steps = zip(*(feed.steps(first, last) for feed in ranks), strict=True)
+    return [batch_hash([part for _, share in shares for part in share]) for shares in steps]
+
+
+def batch_hash(parts):
+    digest, columns = hashlib.sha256(), [(*part.inputs.values(), *part.targets) for part in parts]
+    for column in zip(*columns, strict=True):
+        digest.update(torch.cat(column).numpy().tobytes())
     return digest.hexdigest()
 
 
 def test_the_global_batch_is_the_same_for_any_workers_and_after_a_resume(demos, tmp_path):
     data = written(preparation(demos[0]), tmp_path / "set")
-    steps = {w: [batch_hash(data, 7, step, w) for step in range(5)] for w in (1, 2, 3)}
-    assert steps[1] == steps[2] == steps[3]
-    assert len(set(steps[1])) == 5
-    fresh = Dataset(tmp_path / "set", 16, lambda images: images)
-    assert [batch_hash(fresh, 7, step, w) for step, w in ((3, 3), (4, 2))] == steps[1][3:]
-    assert batch_hash(data, 8, 0, 1) != steps[1][0]
+    alone = hashes(data, 0, 5, 1)
+    assert len(set(alone)) == 5
+    for workers, parts in ((2, 1), (3, 1), (3, 2), (5, 1), (8, 1)):
+        assert hashes(data, 0, 5, workers, parts) == alone
+    fresh = Dataset(tmp_path / "set", 16, lambda images: images, keep=0)
+    assert hashes(fresh, 3, 5, 3) == alone[3:]
+    assert hashes(fresh, 4, 5, 5) == alone[4:]
+    assert hashes(data, 0, 1, 1, seed=8) != alone[:1]

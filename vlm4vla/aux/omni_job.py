@@ -15,7 +15,6 @@ from vlm4vla.aux.omni_data import Maps, Scenes
 from vlm4vla.aux.sft import Answering, build
 from vlm4vla.aux.stage_job import Asked, StageJob, weighted
 from vlm4vla.batches import Batch
-from vlm4vla.data.dataset import Files
 from vlm4vla.engine import DTYPES, Engine
 from vlm4vla.prompts import IGNORED
 from vlm4vla.stages import AuxStage
@@ -47,10 +46,10 @@ class OmniJob(StageJob):
         return Drawn(self.scenes, self.stage.map_px, *asked)
 
 
-def make_stage_job(stage: AuxStage, engine: Engine, dataset: Files, scratch: Path) -> StageJob:
+def make_stage_job(stage: AuxStage, engine: Engine, dataset: Path, scratch: Path) -> StageJob:
     """A job from what is known when it is planned and what a worker adds: its folders."""
     kind = StageJob if stage.draws is None else OmniJob
-    return kind(stage, dataset.everything(), scratch, engine)
+    return kind(stage, dataset, scratch, engine)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,8 @@ class Dataset:
 
     images: uint8 [px, px, 3] by number. actions: float32 [N, 7]. instructions: N texts.
     fetch: for a folder that holds the manifest alone; shards are fetched as they are needed,
-    and may be deleted at any time. keep: frames that take more bytes decoded stay encoded.
+    and may be deleted at any time. keep: frames that take more bytes decoded, or more than the
+    disk has left, stay encoded.
     Both decide how fast frames are read, and never what they are.
     """
 
@@ -186,9 +188,9 @@ class Dataset:
         self.instructions = _texts(index["instruction"])
         self.last = _last_frames(index["episode"].to_numpy())
         self.images: np.ndarray | Encoded
-        if 3 * sum(rows) * px**2 <= keep:
+        path, room = folder / f"frames-{px}-{digest}.npy", 3 * sum(rows) * px**2
+        if room <= keep and (path.exists() or room < shutil.disk_usage(folder).free):
             columns = (self._shard(number)["image"] for number in range(len(rows)))
-            path = folder / f"frames-{px}-{digest}.npy"
             self.images = decoded(path, sum(rows), columns, px, resize)
         else:
             self.images = Encoded(folder, rows, lambda n: self._shard(n)["image"], resize)

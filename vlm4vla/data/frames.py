@@ -139,6 +139,8 @@ def _decode_to(
     part, done = path.with_suffix(".part"), 0
     shape = (count, px, px, 3)
     out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    with part.open("r+b") as file:  # a map that finds its disk full kills the process
+        os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
 
     def fill(place: int, images: pa.ChunkedArray) -> None:
         # One by one, because published pictures differ in size.

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 WINDOW = 2**18
-"""Samples that are shuffled at once; the official code's loader shuffles 256,000 of its RLDS."""
+"""Samples that are shuffled at once: five times the official code's shuffle buffer."""
 BLOCK = 2**12
 """Neighbours that a larger dataset moves together: a window then needs few of its shards."""
 
