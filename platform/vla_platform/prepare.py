@@ -49,7 +49,7 @@ def prepare(store: Store, work: Preparation, progress: Callable[[int, int], None
     context.enable_progress_bars, context.print_on_execution_start = False, False
     context.raise_original_map_exception = True
     numbers = ray.data.range(total, override_num_blocks=total)  # a task makes one shard
-    make = partial(_make, store=store, shared=ray.put(work))
+    make = partial(_make, store=store, dataset=work.id, shared=ray.put(work))
     made = numbers.map(make, num_cpus=1, memory=MEMORY)
     for done, _ in enumerate(made.iter_rows(), 1):
         progress(done, total)
@@ -58,9 +58,8 @@ def prepare(store: Store, work: Preparation, progress: Callable[[int, int], None
     return manifest
 
 
-def _make(row: dict[str, Any], store: Store, shared: ray.ObjectRef) -> dict[str, Any]:
-    work = ray.get(shared)
-    make_shard(store, work.id, work, row["id"])
+def _make(row: dict[str, Any], store: Store, dataset: str, shared: ray.ObjectRef) -> dict[str, Any]:
+    make_shard(store, dataset, ray.get(shared), row["id"])
     return row
 
 

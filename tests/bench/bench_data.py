@@ -124,7 +124,8 @@ def write_all(folder: Path, demos: list[Demonstration]) -> None:
 
 
 def child(command: list[Any], path: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "SVT_LOG": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([*map(str, command)], env=environment, **pipes)
 
@@ -212,12 +213,12 @@ def main() -> int:
     if not PEER.exists():
         print(f"the peer is not there ({PEER}): run tests/bench/peer_lerobot.sh first")
         return 1
-    count = 1_000 if args.quick else 4_000
+    count = 600 if args.quick else 3_000
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as name:
         folder = Path(name)
         write_all(folder, demonstrations(args.frames, count))
-        rates = turns(folder, 5, 2.0 if args.quick else 4.0)
-        sizes = {1_000: 5, 10_000: 1} if args.quick else {1_000: 5, 10_000: 5, 100_000: 1}
+        rates = turns(folder, 5, 1.5 if args.quick else 3.0)
+        sizes = {1_000: 3, 10_000: 1} if args.quick else {1_000: 5, 10_000: 3, 100_000: 1}
         made = {
             **ratios(rates),
             "samples_per_s": rates,
