@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from vlm4vla import weights as stored
 from vlm4vla.aux.sft import Answering
-from vlm4vla.data.dataset import MANIFEST, SCHEMA, Manifest, decode, read_shard
+from vlm4vla.data.dataset import MANIFEST, SCHEMA, Manifest, read_shard
+from vlm4vla.data.frames import decode
 from vlm4vla.export import load_policy
 from vlm4vla.prompts import to_device
 from vlm4vla.vlm import VisionLanguageModel

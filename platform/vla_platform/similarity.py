@@ -19,6 +19,7 @@ from envs.benchmarks import benchmark
 from vla_platform import artifacts, stages
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
+from vla_platform.local import LocalDataset
 from vla_platform.store import Store
 
 VLM = "vlm"
@@ -86,7 +87,7 @@ def _compare(
         name: artifacts.fetch_policy(store, stage) / artifacts.WEIGHTS if stage else None
         for name, stage in references.items()
     }
-    local = artifacts.fetch_dataset(store, dataset)
+    local = LocalDataset.of(store, dataset).everything()
     for name, step, measured in compare(policies, local, files, frames):
         sink = io.BytesIO()
         table = [{**row, "frames": frames, "dataset": dataset} for row in measured]
