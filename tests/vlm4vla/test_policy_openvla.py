@@ -15,7 +15,7 @@ from tests.vlm4vla.policy_helpers import ARCHITECTURES, TEXTS, fresh, images, ta
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.export import load_policy, save_policy
 from vlm4vla.families import family_of
-from vlm4vla.policies.openvla import Bins, OpenVlaPolicy
+from vlm4vla.policies.openvla import Bins, OpenVlaPolicy, blur_of
 from vlm4vla.run import Run
 
 PRISMATIC = "tiny-prism-dinosiglip-224px-7b"
@@ -70,6 +70,30 @@ def test_bins_are_the_last_256_words_and_lose_at_most_half_a_bin() -> None:
     values = torch.linspace(-1, 1, 4001)
     assert (bins.decode(bins.encode(values)) - values).abs().max() <= 1 / 255 + 1e-6
     assert set(bins.encode(values).tolist()) == set(bins.ids)
+
+
+def test_blurred_targets_are_normal_around_the_value_and_keep_its_own_bin() -> None:
+    bins = Bins(LLAMA)
+    likely = bins.blurred(torch.tensor([0.0, 0.5, 3.0]), 0.1)
+    values = bins.decode(torch.tensor(bins.ids))
+    torch.testing.assert_close(likely.sum(-1), torch.ones(3))
+    means = (likely * values).sum(-1)
+    torch.testing.assert_close(means[:2], torch.tensor([0.0, 0.5]), atol=1e-3, rtol=0)
+    squares = (likely * values**2).sum(-1) - means**2
+    torch.testing.assert_close(squares[:2], torch.full((2,), 0.9 * 0.1**2), atol=2e-4, rtol=0)
+    own = (bins.encode(torch.tensor([0.0, 0.5, 3.0])) - bins.ids.start).tolist()
+    assert likely.argmax(-1).tolist() == own
+    beside = likely[torch.arange(3), torch.tensor(own) + 1]
+    assert (likely.max(-1).values > 2 * beside).all()
+
+
+def test_only_tiny_models_learn_from_blurred_targets() -> None:
+    assert blur_of(backbone(PRISMATIC.removeprefix("tiny-"))) == 0
+    policy = policy_of("tiny-paligemma-1")
+    inputs, (actions, mask) = policy.prepare(images(3), TEXTS), targets(3, 2)
+    blurred = policy.loss(inputs, actions, mask)[0]
+    policy.blur = 0.0
+    assert policy.loss(inputs, actions, mask)[0] != blurred
 
 
 def test_where_each_full_rows_action_words_end() -> None:
@@ -144,6 +168,7 @@ def test_batched_equals_alone_and_padding_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny-qwen3vl-2b", "tiny-paligemma-1", PRISMATIC])
 def test_overfits_one_batch(name: str) -> None:
     policy = policy_of(name)
+    policy.blur = 0.0  # to the exact bin, as at full size
     inputs, (actions, mask) = policy.prepare(images(3), TEXTS), targets(3, 2)
     optimiser = torch.optim.AdamW(policy.optimised_parameters(), lr=2e-3)
     for _ in range(200):

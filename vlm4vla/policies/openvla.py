@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from vlm4vla.tokenizers import Tokenizer
 
 BINS = ACTION_IDS
+TINY_BLUR, EXACT = 0.1, 0.1
+"""Tiny models learn from targets spread over neighbouring bins, by this standard deviation in
+normalised units. From single bins they learn broad distributions in the steps that they have, of
+which the best-scored token is often a movement at its limit, far from the mean. The value's own
+bin keeps the share EXACT, so that what never varies is decoded as it was learnt."""
 
 
 class Bins:
@@ -51,10 +56,23 @@ class Bins:
         values = values.double().clamp(-1, 1).contiguous()
         return self.end - torch.bucketize(values, self.edges.to(values.device), right=True)
 
+    def blurred(self, values: Float[Tensor, " n"], spread: float) -> Float[Tensor, "n ids"]:
+        """Probabilities of `ids` for each value: normal around it, and EXACT for its own bin."""
+        centres = self.decode(torch.arange(self.ids.start, self.ids.stop, device=values.device))
+        distances = (values.float().clamp(-1, 1)[:, None] - centres) / spread
+        around = (1 - EXACT) * torch.softmax(-distances.square() / 2, dim=-1)
+        own = (self.encode(values) - self.ids.start)[:, None]
+        return around.scatter_add_(1, own, torch.full_like(around[:, :1], EXACT))
+
     def decode(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Centres of the ids' bins, float32; an id outside the range counts as its nearest."""
         places = (self.end - ids - 1).clamp(0, len(self.centres) - 1)
         return self.centres.to(ids.device)[places].float()
+
+
+def blur_of(row: Backbone) -> float:
+    """Standard deviation of the targets; 0, one bin alone, is OpenVLA's own."""
+    return TINY_BLUR if row.tiny else 0.0
 
 
 class OpenVlaPolicy(VlmPolicy):
@@ -71,6 +89,7 @@ class OpenVlaPolicy(VlmPolicy):
     ) -> None:
         super().__init__(row, vlm, tokenizer, recipe, chunk, **more)
         self.bins = Bins(self.family.action_ids_end(row))
+        self.blur = blur_of(row)
         vocabulary = vlm.get_input_embeddings().weight.shape[0]
         if self.bins.end > vocabulary:
             grow_vocabulary(vlm, self.bins.ids)
@@ -97,18 +116,27 @@ class OpenVlaPolicy(VlmPolicy):
         self, inputs: Inputs, actions: Float[Tensor, "B k 7"], mask: Float[Tensor, "B k"]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over the vocabulary, averaged over the tokens of unpadded steps."""
-        inputs = to_device(inputs, self.device)
-        tokens = self.bins.encode(actions.to(self.device)).flatten(1)
+        inputs, actions = to_device(inputs, self.device), actions.to(self.device)
+        tokens = self.bins.encode(actions).flatten(1)
         counts = mask.to(self.device).repeat_interleave(ACTION_DIM, dim=1).bool()
         logits = self.logits(inputs, tokens, 0, tokens.shape[1])[counts].float()
         wanted = tokens[counts]
-        loss = functional.cross_entropy(logits, wanted)
+        loss = self._entropy(logits, wanted, actions.flatten(1)[counts])
         # A fixed label is a word of its own, so hits are counted within the action ids.
         found = self._best(logits.detach())
         error = (self.bins.decode(found) - self.bins.decode(wanted)).abs().mean()
         hits = (found == wanted).float().mean()
         metrics = {"loss": loss.detach(), "token_accuracy": hits, "action_error": error}
         return loss, metrics
+
+    def _entropy(
+        self, logits: Float[Tensor, "n V"], wanted: Int[Tensor, " n"], values: Float[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        if not self.blur:
+            return functional.cross_entropy(logits, wanted)
+        ids = self.bins.ids
+        scores = logits.log_softmax(-1)[:, ids.start : ids.stop]
+        return -(self.bins.blurred(values, self.blur) * scores).sum(-1).mean()
 
     def chunks(self, inputs: Inputs) -> Float[Tensor, "B k 7"]:
         values = self.bins.decode(self.tokens(inputs)).view(-1, self.chunk, ACTION_DIM)
