@@ -30,16 +30,19 @@ RUN .venv/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt
 
 FROM ${PYTHON_IMAGE}
 # g++: DeepSpeed compiles a small module when a process first needs it. tini: no zombies.
+# openssh-client and rsync: Ray's launcher needs them inside a head's container. wget: KubeRay.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ tini wget \
+    && apt-get install -y --no-install-recommends g++ openssh-client rsync tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 1000 vla \
     && useradd --uid 1000 --gid vla --create-home vla \
     && install -d -o vla -g vla /var/lib/vla /var/lib/vla/cache
 COPY --from=build /opt/vla /opt/vla
 ENV PATH=/opt/vla/.venv/bin:$PATH \
+    HOME=/home/vla \
     VLA_HOME=/var/lib/vla \
+    HF_HOME=/var/lib/vla/cache/huggingface \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
     PYTHONUNBUFFERED=1

@@ -107,6 +107,13 @@ def test_images_are_staged_pinned_unprivileged_and_checked(path):
     )
 
 
+def test_the_platforms_image_has_what_rays_launcher_and_kuberay_call_in_it():
+    """ray.autoscaler's DockerCommandRunner copies by rsync, and a head reaches workers by ssh."""
+    found = list(instructions(INFRA / "images" / "platform.Dockerfile"))
+    installs = [rest for word, rest in found if word == "RUN" and "apt-get install" in rest]
+    assert {"openssh-client", "rsync", "wget", "tini", "g++"} <= set(installs[-1].split())
+
+
 def test_what_an_image_copies_exists_and_holds_every_simulator():
     bake = (INFRA / "images" / "docker-bake.hcl").read_text()
     assert json.loads(re.search(r"simulator = (\[.*?\])", bake).group(1)) == list(SIMULATORS)
