@@ -15,11 +15,10 @@ from functools import partial
 
 from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
-from vla_platform.demos import Demonstrations
 from vla_platform.spread import spread_lines
 from vla_platform.sweep import Sweep, Trials
 from vla_platform.tables import rows_of, score_table
-from vla_platform.trained import Setting, training_of
+from vla_platform.trained import data_of, training_of
 
 from envs.benchmarks import benchmark, wrong_instruction
 from vlm4vla import science
@@ -77,7 +76,7 @@ def main() -> int:
         POLICIES[kind].check(backbone(name))
     horizon = row.choose_horizon(args.horizon)
     store = cli.ready_store(args.store)
-    demonstrations = Demonstrations.of(row, tasks, args.demonstrations)
+    data = data_of(store, row, tasks, args.demonstrations)
     trials = Trials(
         tasks,
         args.trials or row.trials,
@@ -87,9 +86,9 @@ def main() -> int:
         args.repeats,
     )
     with Sweep(store, row, cluster, science, partial(print, flush=True)) as sweep:
-        setting = sweep.setting(demonstrations, trials)
+        setting = sweep.setting(data, trials)
         chosen = itertools.product(names, args.policies)
-        runs = [run_of(args, name, kind, setting) for name, kind in chosen]
+        runs = [run_of(args, row.name, name, kind) for name, kind in chosen]
         trainings = [training_of(setting, run) for run in runs]
         report = sweep.run(trainings, setting, trials)
     rows = rows_of(sweep.ledger, report.results, science.wilson)
@@ -107,9 +106,9 @@ def main() -> int:
     return 1 if report.errors else 0
 
 
-def run_of(args: cli.argparse.Namespace, name: str, kind: str, setting: Setting) -> Run:
+def run_of(args: cli.argparse.Namespace, benchmark: str, name: str, kind: str) -> Run:
     chosen = {field: getattr(args, field) for field in ("init", "lr", "steps", "batch", "seed")}
-    return Run(name, setting.benchmark.name, dataset=setting.dataset, policy=kind, **chosen)
+    return Run(name, benchmark, policy=kind, **chosen)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from vla_platform import artifacts, cli, curves, demos, evaluation, session, training
+from vla_platform import artifacts, cli, curves, evaluation, session
 from vla_platform.cluster import CLUSTERS
-from vla_platform.demos import Demonstrations
+from vla_platform.contest import Rules
 from vla_platform.ledger import Ledger
-from vla_platform.store import Store
+from vla_platform.trained import Setting, data_of, ensure_trained, trained, training_of
 
-from envs.api import Benchmark
 from envs.benchmarks import benchmark
+from vlm4vla import science
 from vlm4vla.backbones import backbone
-from vlm4vla.data.dataset import build_manifest, encode_shard
-from vlm4vla.engine import Engine
-from vlm4vla.policy_job import make_job
-from vlm4vla.run import FREEZE_GROUPS, INITS, PROFILES, PROMPTS, Run
-from vlm4vla.train import train
+from vlm4vla.policies import POLICIES
+from vlm4vla.run import FREEZE_GROUPS, INITS, POLICY_KINDS, PROFILES, PROMPTS, Run
 
+CHOSEN = ("policy", "lr", "steps", "batch", "init", "prompt", "image_px", "profile", "seed")
 SHOWN = ("loss", "gripper_accuracy", "samples_per_s", "data_wait_s")
 
 
@@ -40,10 +37,11 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--freeze", nargs="*", choices=FREEZE_GROUPS, default=(), metavar="GROUP")
+    parser.add_argument("--policy", choices=POLICY_KINDS, default="action_query")
     parser.add_argument("--init", choices=INITS, default="pretrained")
+    parser.add_argument("--image-px", type=cli.positive, default=224, help="224, 512 or 768")
     parser.add_argument("--prompt", choices=PROMPTS, default="native")
     parser.add_argument("--profile", choices=PROFILES, default="paper")
-    parser.add_argument("--untrained", action="store_true", help="also keep the policy of step 0")
     parser.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster")
     parser.add_argument(
         "--workers", nargs=2, type=cli.positive, metavar=("MIN", "MAX"), help="instead of its own"
@@ -62,40 +60,26 @@ def main() -> int:
     if args.checkpoint_every:
         cluster = replace(cluster, checkpoint_every=args.checkpoint_every)
     name, row = backbone(args.backbone).name, benchmark(args.benchmark)
+    POLICIES[args.policy].check(backbone(name))
     store = cli.ready_store(args.store)
-    dataset = args.dataset or _data(args, row, store)
-    fields = ("lr", "steps", "batch", "init", "prompt", "profile", "seed")
-    chosen = {field: getattr(args, field) for field in fields}
-    chosen["dataset"] = None if dataset == row.dataset else dataset
-    run = Run(name, row.name, freeze=tuple(args.freeze), **chosen).resolved(row.recipe)
-    found = artifacts.checkpoints(store, run.id(row))
-    if not found or found[-1].step < run.steps:
+    data = args.dataset or data_of(store, row, row.tasks, args.demonstrations)
+    fingerprint = evaluation.environment(Ledger(store), row)
+    rules = Rules(row.tasks, row.trials, row.horizons)
+    setting = Setting(store, row, cluster, science, fingerprint, data, rules)
+    chosen = {field: getattr(args, field) for field in CHOSEN}
+    run = training_of(setting, Run(name, row.name, freeze=tuple(args.freeze), **chosen))
+    if not trained(setting, run):
         session.connect()
-        job = partial(make_job, run, row, Engine(**cluster.engine()), args.untrained)
-        task = training.Task(run.id(row), name, run.steps, dataset, job)
-        training.fit(train, [task], store, cluster)
-        found = artifacts.checkpoints(store, task.id)
-    last = (curves.read(store, run.id(row)) or [{}])[-1]
+        print(f"{run.name}: training run {run.id} on {setting.dataset}", flush=True)
+        ensure_trained(setting, run)
+    last = (curves.read(store, run.id) or [{}])[-1]
     print(", ".join(f"{figure} {last[figure]:.4g}" for figure in SHOWN if figure in last))
+    found = artifacts.checkpoints(store, run.id)
     for checkpoint in found:
         print(f"step {checkpoint.step}: {store.url}/{checkpoint.prefix} {checkpoint.digest[:12]}")
     rows = [{"run": c.run, "step": c.step, "digest": c.digest, "key": c.prefix} for c in found]
     cli.write_json(args.json, rows)
     return 0
-
-
-def _data(args: cli.argparse.Namespace, row: Benchmark, store: Store) -> str:
-    """The benchmark's published data where it is prepared, else an expert's demonstrations."""
-    if artifacts.dataset_exists(store, row.dataset):
-        return row.dataset
-    wanted = Demonstrations.of(row, row.tasks, args.demonstrations)
-    dataset = wanted.id(row, evaluation.environment(Ledger(store), row))
-    if not artifacts.dataset_exists(store, dataset):
-        session.connect()
-        print(f"{row.name}: collecting demonstrations {dataset}", flush=True)
-        encode, finish = encode_shard, build_manifest
-        demos.collect(store, dataset, row, wanted, encode, finish, lambda *_: None)
-    return dataset
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from envs.benchmarks import benchmark
-from vla_platform import artifacts, evaluation, session
+from vla_platform import evaluation, session
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Rules, Standing
-from vla_platform.demos import Demonstrations
 from vla_platform.ledger import Ledger
 from vla_platform.stages import Stage
 from vla_platform.store import Store
-from vla_platform.trained import AnyRun, Science, Setting, training_of
+from vla_platform.trained import AnyRun, Science, Setting, data_of, training_of
 from vla_platform.trial import Trial
 from vla_platform.tuning import Objective, Search, figures, folder, search
 
@@ -53,27 +52,26 @@ class Study:
                 recipe = dataclasses.replace(row.recipe, checkpoints=self.checkpoints)
                 row = dataclasses.replace(row, recipe=recipe)
             fingerprint = evaluation.environment(Ledger(self.store), row)
-            published = artifacts.dataset_exists(self.store, row.dataset)
-            expert = None if published else Demonstrations.of(row, row.tasks)
+            data = data_of(self.store, row, row.tasks)
             self._settings[name] = Setting(
-                *(self.store, row, self.cluster, self.science, fingerprint, expert),
+                *(self.store, row, self.cluster, self.science, fingerprint, data),
                 *(self._rules(name), self.stages),
             )
         return self._settings[name]
 
     def completed(self, run: AnyRun) -> AnyRun:
         """The run with nothing left open, as it is trained: its data's id too."""
-        return _on_data(self.setting(run.benchmark), run)
+        return self.setting(run.benchmark).completed(run)
 
     def standing(self, run: AnyRun) -> Standing | None:
         """The run's score if the store has all of it."""
         setting = self.setting(run.benchmark)
-        return Trial(setting, training_of(setting, self.completed(run))).standing()
+        return Trial(setting, training_of(setting, run)).standing()
 
     def by_step(self, run: AnyRun) -> dict[int, float]:
         """Scores of the run's checkpoints in the store: Figure 4's boxes."""
         setting = self.setting(run.benchmark)
-        return Trial(setting, training_of(setting, self.completed(run))).by_step()
+        return Trial(setting, training_of(setting, run)).by_step()
 
     def score(
         self, runs: Sequence[AnyRun], wanted: Search, make_run: MakeRun
@@ -112,13 +110,7 @@ def _completed(
     settings: Mapping[str, Setting], make_run: Callable[..., Any], config: Mapping[str, Any]
 ) -> AnyRun:
     run = make_run(config)
-    return _on_data(settings[run.benchmark], run)
-
-
-def _on_data(setting: Setting, run: AnyRun) -> AnyRun:
-    dataset = setting.dataset if setting.demonstrations else None
-    named = dataclasses.replace(run, dataset=dataset)  # type: ignore[type-var]
-    return named.resolved(setting.benchmark.recipe)
+    return settings[run.benchmark].completed(run)
 
 
 def row_of(run: AnyRun, standing: Standing) -> dict[str, Any]:

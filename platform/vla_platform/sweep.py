@@ -90,7 +90,7 @@ class Sweep:
         self.pool: Pool | None = None
         self.fingerprint = evaluation.environment(self.ledger, benchmark)
 
-    def setting(self, demonstrations: Demonstrations, trials: Trials) -> Setting:
+    def setting(self, data: Demonstrations | str, trials: Trials) -> Setting:
         rules = Rules(trials.tasks, trials.each, (trials.horizon,))
         return Setting(
             self.store,
@@ -98,7 +98,7 @@ class Sweep:
             self.cluster,
             self.science,
             self.fingerprint,
-            demonstrations,
+            data,
             rules,
         )
 

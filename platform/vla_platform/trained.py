@@ -5,12 +5,13 @@ A run is trained under a lease, so that studies which share it train it once.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from envs.api import Benchmark, TrainingRecipe
 from vla_platform import artifacts, demos, stages, training
@@ -58,6 +59,9 @@ class AnyRun(Protocol):
     def id(self, benchmark: Benchmark) -> str: ...
 
 
+R = TypeVar("R", bound=AnyRun)
+
+
 @dataclass(frozen=True)
 class Training:
     """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
@@ -74,8 +78,8 @@ class Training:
 class Setting:
     """What all runs on one benchmark share. fingerprint: of the simulator's environment.
 
-    demonstrations: the expert's to train on; None for the benchmark's published ones. stages:
-    by id, besides those that the science knows.
+    data: the expert's demonstrations to train on, or the id of prepared ones. stages: by id,
+    besides those that the science knows.
     """
 
     store: Store
@@ -83,21 +87,39 @@ class Setting:
     cluster: Cluster
     science: Science
     fingerprint: str
-    demonstrations: Demonstrations | None
+    data: Demonstrations | str
     rules: Rules
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
-        if self.demonstrations is None:
-            return self.benchmark.dataset
-        return self.demonstrations.id(self.benchmark, self.fingerprint)
+        if isinstance(self.data, str):
+            return self.data
+        return self.data.id(self.benchmark, self.fingerprint)
+
+    def completed(self, run: R) -> R:
+        """The run as it is trained, nothing left open: on this data, by the benchmark's recipe."""
+        row = self.benchmark
+        dataset = None if self.dataset == row.dataset else self.dataset
+        return dataclasses.replace(run, dataset=dataset).resolved(row.recipe)  # type: ignore[type-var]
+
+
+def data_of(
+    store: Store, row: Benchmark, tasks: Sequence[str], each: int | None = None
+) -> Demonstrations | str:
+    """What to train on: published data where they are prepared, else an expert's.
+
+    each: tries per task, which ask for the expert's.
+    """
+    if each is None and artifacts.dataset_exists(store, row.dataset):
+        return row.dataset
+    return Demonstrations.of(row, tasks, each)
 
 
 def training_of(setting: Setting, run: AnyRun) -> Training:
     """A run as a training. Where policies are tiny, that of step 0 is kept to be compared with."""
     untrained = not setting.cluster.gpus_per_worker
-    run, row, science = run.resolved(setting.benchmark.recipe), setting.benchmark, setting.science
+    run, row, science = setting.completed(run), setting.benchmark, setting.science
     assert run.steps is not None
     make_job = partial(
         science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
@@ -160,10 +182,12 @@ def ensure_dataset(
     setting: Setting, progress: Callable[[int, int, int], None] = lambda tried, kept, total: None
 ) -> None:
     """Collect the demonstrations unless the store has them, or another process is at it."""
-    store, dataset, wanted = setting.store, setting.dataset, setting.demonstrations
-    if wanted is None:
-        return
+    store, dataset, wanted = setting.store, setting.dataset, setting.data
     done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
+    if isinstance(wanted, str):
+        if not done():
+            raise KeyError(f"dataset {dataset} is not complete in {store.url}: prepare it first")
+        return
     for lease in turns(store, f"datasets/{dataset}", done):
         with lease:
             demos.collect(
