@@ -64,6 +64,9 @@ def main(folder):
     attempts = (folder / "attempts").read_text().split()
     losses = {int(row["step"]): row["loss"] for row in curves.read(store, "elastic")}
     (folder / "told.json").write_text(json.dumps({"attempts": attempts, "losses": losses}))
+    # In this order: a driver whose node goes first ends with an error.
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def take(folder, cluster, node):
