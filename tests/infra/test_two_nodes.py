@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,13 @@ from vla_platform.ledger import Ledger
 from vla_platform.store import Store, open_store
 
 from infra.supervise import end
+from tests.infra.namespaces import NEEDED, WIRE, ip, joined, wait_for
 from tests.vla_platform import faults
 from tests.vla_platform.drive import wanted_of
 from tests.vla_platform.scenarios import BACKBONE, _copy_policy
 from tests.vla_platform.test_inference import checkpoint_of
 
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.skipif(
-        os.getuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and `ip`"
-    ),
-]
+pytestmark = [pytest.mark.full, NEEDED]
 HEAD, WORKER, PORT = "10.77.41.1", "10.77.41.2", 6379
 TASKS, TRIALS = ["reach", "push"], 20
 
@@ -67,29 +61,7 @@ class Node:
         return self.run(ray, "start", *common, "--object-store-memory=200000000", *arguments)
 
     def cut(self) -> None:
-        ip("-n", self.namespace, "link", "set", "eth-vla", "down")
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@contextmanager
-def joined(names: tuple[str, str]) -> Iterator[None]:
-    """Two namespaces with a wire between them."""
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        wire = ("type", "veth", "peer", "name", "eth-vla", "netns", names[1])
-        ip("link", "add", "eth-vla", "netns", names[0], *wire)
-        for name, address in zip(names, (HEAD, WORKER), strict=True):
-            ip("-n", name, "addr", "add", f"{address}/30", "dev", "eth-vla")
-            ip("-n", name, "link", "set", "eth-vla", "up")
-        yield
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        ip("-n", self.namespace, "link", "set", WIRE, "down")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +84,7 @@ def nodes() -> Iterator[tuple[Node, Node]]:
             "VLA_HOME": str(folder / "home"),
             "OMP_NUM_THREADS": "1",
         }
-        opened.enter_context(joined(names))
+        opened.enter_context(joined(names, (HEAD, WORKER)))
         a, b = (
             Node(name, address, folder, environment)
             for name, address in zip(names, (HEAD, WORKER), strict=True)
@@ -137,13 +109,6 @@ def nodes() -> Iterator[tuple[Node, Node]]:
 def health(node: Node) -> bool:
     ray = str(Path(sys.executable).with_name("ray"))
     return node.run(ray, "health-check", "--address", f"{HEAD}:{PORT}").wait() == 0
-
-
-def wait_for(done: Any, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"{what} took longer than {seconds:.0f} s"
-        time.sleep(0.2)
 
 
 def driver(node: Node, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
