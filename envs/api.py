@@ -83,6 +83,7 @@ class Benchmark:
     simulator: module in `envs` with the adapter class; `simulator_args` goes to its constructor.
     step_limits: control steps per task, or one number for all under the key "*".
     horizons: actions executed of a predicted chunk before looking again (full, half, one).
+    dataset: the name its published demonstrations are prepared under; empty where there are none.
     """
 
     name: str

@@ -90,7 +90,7 @@ BENCHMARKS: Dict[str, Benchmark] = {
                 "query_from_prompt": True,
             },
         ),
-        dataset="tabletop",
+        dataset="",
         # Learning which word means which block is the slow part, and reaching shows it best.
         demonstrations={"reach": 600, "*": 120},
     )

@@ -126,6 +126,21 @@ def dataset_exists(store: Store, dataset: str) -> bool:
     return store.exists(f"datasets/{dataset}/{MANIFEST}")
 
 
+def published_dataset(store: Store, name: str) -> str | None:
+    """Id of the complete dataset prepared under a name (`NAME-hash`), None when there is none.
+
+    ValueError when there are several, as after preparing once as PNG and once as JPEG.
+    """
+    folders = [child.rstrip("/") for child in store.children("datasets")]
+    named = [each for each in folders if each.rpartition("-")[0] == name and name]
+    found = [each for each in named if dataset_exists(store, each)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{', '.join(found)} in {store.url} are all prepared {name}: keep the one to train on"
+        )
+    return found[0] if found else None
+
+
 def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
     """The `put(name, bytes)` that writes one dataset; its manifest must come last."""
     return lambda name, data: store.put(f"datasets/{dataset}/{name}", data)

@@ -100,7 +100,8 @@ class Setting:
     def completed(self, run: R) -> R:
         """The run as it is trained, nothing left open: on this data, by the benchmark's recipe."""
         row = self.benchmark
-        dataset = None if self.dataset == row.dataset else self.dataset
+        published = isinstance(self.data, str) and self.data.rpartition("-")[0] == row.dataset
+        dataset = None if published else self.dataset
         return dataclasses.replace(run, dataset=dataset).resolved(row.recipe)  # type: ignore[type-var]
 
 
@@ -111,9 +112,8 @@ def data_of(
 
     each: tries per task, which ask for the expert's.
     """
-    if each is None and artifacts.dataset_exists(store, row.dataset):
-        return row.dataset
-    return Demonstrations.of(row, tasks, each)
+    published = artifacts.published_dataset(store, row.dataset) if each is None else None
+    return published or Demonstrations.of(row, tasks, each)
 
 
 def training_of(setting: Setting, run: AnyRun) -> Training:
