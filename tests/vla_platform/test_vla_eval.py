@@ -90,6 +90,8 @@ def test_compressed_frames_are_read(policy, url):
             "not float64",
         ),
     ],
+    # Messages carry the time, and every worker of a run must call a test the same.
+    ids=["bytes", "text", "no frames", "a list", "floats"],
 )
 def test_a_fault_is_told_to_its_client_alone(url, message, said):
     with client(url) as faulty, client(url) as other:
