@@ -11,6 +11,7 @@ workers (10002-19999), their twins 10000 higher, which SeaweedFS uses for gRPC, 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from infra.supervise import Service, ServiceFailedError
 ROOT = Path(__file__).resolve().parents[1]
 BASE = 22_300
 RULES = ROOT / "dashboards"
+SCRAPE_S = 4  # a laptop's rollouts are over in half a minute; a cluster scrapes each 15 s
 PROMETHEUS_MISSING = (
     "Prometheus is not installed; as root: apt-get install --no-install-recommends prometheus"
 )
@@ -147,6 +149,8 @@ class Services:
         command += [f"--{name}-port={port}" for name, port in ports.items()]
         command += [f"--ray-client-server-port={self.base + 64}", f"--num-cpus={self.cpus}"]
         command += [f"--temp-dir={self.ray_folder}"]
+        reports = {"metrics_report_interval_ms": SCRAPE_S * 1000}
+        command += [f"--system-config={json.dumps(reports)}"]
         bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         environment = {
             **self.environment(),
@@ -165,6 +169,7 @@ def prometheus_config(services: Services) -> str:
     values = {"/tmp/ray/prom_metrics_service_discovery.json": discovery, "RULES": RULES}
     for old, new in values.items():
         text = text.replace(old, str(new))
+    text = text.replace("scrape_interval: 15s", f"scrape_interval: {SCRAPE_S}s")
     return text.replace("localhost:9090", f"127.0.0.1:{services.base + 90}")
 
 

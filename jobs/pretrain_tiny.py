@@ -17,9 +17,7 @@ from vlm4vla.weights import save_tiny, tiny_file
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--backbone", required=True, help="a tiny row, such as tiny-qwen3vl-2b")
     parser.add_argument("--seed", type=int, default=0, help="the first seed to try")
     parser.add_argument("--steps", type=cli.positive, default=Plan.steps)

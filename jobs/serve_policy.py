@@ -27,7 +27,7 @@ from vlm4vla.run import POLICY_KINDS, Run
 def arguments() -> cli.argparse.Namespace:
     parser = cli.argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        formatter_class=cli.argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
         epilog=f"Clients must show the token in {TOKEN}, where that is set.",
     )
     served = parser.add_mutually_exclusive_group(required=True)

@@ -32,11 +32,18 @@ EXPECTED = (
 """Errors that are the user's to mend: shown as one sentence, without a trace."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something: a flag's None means that the help text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags every job has."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    made = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     made.add_argument(
         "--store",
         default=places.default_store(),

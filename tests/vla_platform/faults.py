@@ -61,7 +61,7 @@ class Stage:
     injected: Counter[str] = field(default_factory=Counter)
 
     def driver(self, spec: dict[str, Any], log: Path) -> subprocess.Popen[str]:
-        """A driver evaluating in the background; its last line of output is its tally."""
+        """A driver evaluating in the background; its output ends with its tally."""
         command = [sys.executable, "-m", "tests.vla_platform.drive", "play"]
         command.append(json.dumps({**spec, "address": self.address}))
         with log.open("a") as sink:
@@ -139,7 +139,9 @@ def tally_of(driver: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     assert driver.returncode == 0, (
         f"driver ended with {driver.returncode}: …{log.read_text()[-2000:]}"
     )
-    return dict(json.loads(out.splitlines()[-1]))
+    said = [line for line in out.splitlines() if line.startswith("{")]  # Ray speaks there too
+    assert said, f"no tally in {out[-2000:]!r}"
+    return dict(json.loads(said[-1]))
 
 
 def rows(store: Store, spec: dict[str, Any]) -> list[dict[str, Any]]:
