@@ -7,7 +7,8 @@ on the same machine, so whatever else runs there slows all of them. A contestant
 its samples over all its turns but the first; `to_bare` is the worst ratio of Ray's over bare's.
 
 bare: forward, backward, clip, torch's fused AdamW, on batches that the same thread prepares
-ahead; two processes under DistributedDataParallel. ours: `vlm4vla.train` in one process.
+ahead; two processes under DistributedDataParallel. trainer: transformers' Trainer on the same
+model, batches and optimiser, one process. ours: `vlm4vla.train` in one process.
 ray-zeroN: `vla_platform.training.fit`. The last three save a checkpoint every
 `CHECKPOINT_EVERY` steps. Start-up: from the call of `fit` to the end of its first step; the
 first scene's first one finds Ray just started, the others a warm session.
@@ -40,7 +41,7 @@ from vlm4vla.batches import Batches
 from vlm4vla.data.dataset import Dataset, build_manifest, encode_shard
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import Engine, Loss
-from vlm4vla.policies import build_policy
+from vlm4vla.policies import VlmPolicy, build_policy
 from vlm4vla.policy_job import TrainJob
 from vlm4vla.run import Run
 from vlm4vla.train import learning_rate, train
@@ -62,14 +63,30 @@ def run_of(batch: int) -> Run:
     return Run(BACKBONE, "tabletop", **fields).resolved(ROW.recipe)
 
 
-def bare(dataset: Path, batch: int, turns: Turns) -> None:
-    """The loop that a tutorial would write."""
-    run, rank, workers = run_of(batch), dist.get_rank(), dist.get_world_size()
-    job = TrainJob(run, ROW, dataset, turns.folder)
+def parts(dataset: Path, batch: int, turns: Turns) -> tuple[TrainJob, VlmPolicy, Batches]:
+    """The policy of a size, and its batches."""
+    run = run_of(batch)
     policy = build_policy(run, ROW.chunk, overrides=ROW.recipe.overrides)
     data = Dataset(dataset, policy.input_px(run.image_px), policy.resize)
     normaliser = Normaliser(ROW.recipe.normalisation, data.manifest.statistics)
-    batches = Batches(run, ROW, data, policy, normaliser, rank, workers, 1)
+    share = dist.get_rank(), dist.get_world_size()
+    batches = Batches(run, ROW, data, policy, normaliser, *share, 1)
+    return TrainJob(run, ROW, dataset, turns.folder), policy, batches
+
+
+def hugging_face(dataset: Path, batch: int, turns: Turns) -> None:
+    """transformers' Trainer with the same model, batches and optimiser."""
+    from train_peer import TakingTurns, trainer
+
+    job, policy, batches = parts(dataset, batch, turns)
+    callback = TakingTurns(turns, batch, WARM_UP, TURN_S)
+    trainer(policy, batches.steps(0, ENDLESS), partial(learning_rate, job), callback)
+
+
+def bare(dataset: Path, batch: int, turns: Turns) -> None:
+    """The loop that a tutorial would write."""
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    job, policy, batches = parts(dataset, batch, turns)
     module: torch.nn.Module = Loss(policy)
     if workers > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
@@ -115,17 +132,19 @@ def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> Non
 
 
 def contestant(role: str, rank: int, workers: int, folder: Path, order: str, rounds: int) -> None:
-    """A process of `bare` or `ours`."""
+    """A process of a contestant that needs no Ray."""
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
+    if workers > 1:  # accelerate would take one process with a rank for several
+        os.environ["LOCAL_RANK"] = str(rank)
     store = dist.FileStore(str(folder / f"meeting-{role}"), workers)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers)
     contests = contests_of(folder, role, tuple(order.split(",")), rounds)
     dataset = folder.parent / "dataset"
     if role == "ours":
         return ours(contests, 0, dataset, Dropped())
+    loop = {"bare": bare, "trainer": hugging_face}[role]
     for batch, turns in contests.items():
-        bare(dataset, batch, turns)
+        loop(dataset, batch, turns)
 
 
 def contests_of(folder: Path, name: str, order: tuple[str, ...], rounds: int) -> dict[int, Turns]:
@@ -143,7 +162,7 @@ def make_dataset(folder: Path) -> None:
 
 def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
     """All contestants with so many workers: samples per second by size, and start-ups."""
-    alone = ("bare", "ours") if workers == 1 else ("bare",)
+    alone = ("bare", "trainer", "ours") if workers == 1 else ("bare",)
     order = (*alone, "ray-zero0", "ray-zero2")
     for batch in BATCHES:
         (folder / str(batch)).mkdir(parents=True)
@@ -201,7 +220,7 @@ def _await_began(folder: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="5 rounds instead of 20")
     parser.add_argument("--contestant", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
@@ -230,6 +249,7 @@ def main() -> None:
     two = {b: round(rows["2"]["ray-zero0"][b] / rows["1"]["ray-zero0"][b], 2) for b in BATCHES}
     made = {
         "to_bare": min(ratio for name, ratio in ratios.items() if "ray" in name),
+        "to_trainer": min(rows["1"]["ray-zero0"][b] / rows["1"]["trainer"][b] for b in BATCHES),
         "ratios": ratios,
         "two_workers_to_one": two,
         "backbone": BACKBONE,
