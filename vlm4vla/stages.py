@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from envs.hashing import stable_hash
 from vlm4vla.aux.datasets import DATASETS, VqaDataset, dataset
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the stage's fields and of the data made here; part of every id."""
 GENERAL = {False: "general", True: "tabletop-general"}
 """General questions, which may be mixed into any stage, for full-size and for tiny models."""

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,7 @@ def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> Non
 def contestant(role: str, rank: int, workers: int, folder: Path, order: str, rounds: int) -> None:
     """A process of a contestant that needs no Ray."""
     torch.set_num_threads(1)
-    if workers > 1:  # accelerate would take one process with a rank for several
+    if role != "trainer":  # accelerate would take one process with a rank for several
         os.environ["LOCAL_RANK"] = str(rank)
     store = dist.FileStore(str(folder / f"meeting-{role}"), workers)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers)
@@ -173,7 +174,7 @@ def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
         for rank in range(workers)
     ]
     for role in alone:
-        _await_began(folder, role)
+        _await_began(folder, role, started)
     submitted, threads = {}, []
     for zero in (0, 2):
         name = f"ray-zero{zero}"
@@ -212,9 +213,11 @@ def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> N
     training.fit(work, [task], store, cluster)
 
 
-def _await_began(folder: Path, name: str) -> None:
-    """Start-ups come one after the other."""
+def _await_began(folder: Path, name: str, started: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+    """Start-ups come one after the other; RuntimeError when one of `started` failed."""
     while not (folder / str(BATCHES[0]) / f"began-{name}").exists():
+        if any(process.poll() for process in started):
+            raise RuntimeError(f"a contestant ended before {name} began: see its error above")
         time.sleep(0.05)
 
 

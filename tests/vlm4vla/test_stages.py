@@ -33,8 +33,8 @@ def test_everything_that_changes_weights_changes_the_id():
 
 def test_ids_are_the_same_in_every_process_and_version():
     stage = AuxStage("pinned", "tiny-qwen3vl-2b", (("tabletop-point", 1.0),), steps=10)
-    assert stage.id == "pinned-79537a22"
-    assert stage.data == "questions-74e4d71a2249"
+    assert stage.id == "pinned-f50df6b3"
+    assert stage.data == "questions-db64c970ed5c"
 
 
 def test_stages_share_data_that_they_have_in_common():

@@ -23,7 +23,7 @@ from vlm4vla.data.prepared import Prepared
 from vlm4vla.data.rlds import Rlds
 from vlm4vla.data.source import BadEpisodeError, Source, rotated
 
-VERSION = 1
+VERSION = 2
 """Of the prepared bytes; part of every id."""
 
 GRIPPERS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
