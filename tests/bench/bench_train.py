@@ -92,7 +92,7 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
     if workers > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
     parameters = policy.optimised_parameters()
-    optimiser = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(parameters, lr=job.recipe.lr, weight_decay=0.0, fused=True)
     ended, turn, left = time.monotonic(), 1, WARM_UP
     for step, (part,) in batches.steps(0, ENDLESS):
         for group in optimiser.param_groups:

@@ -1,0 +1,257 @@
+"""Every benchmark one after the other, and one page of what they found: RESULTS.md.
+
+    make bench [QUICK=1] [ONLY="train data"]
+    python -m tests.bench.results --page        the page anew, from what was measured before
+
+A benchmark writes its figures beside itself; here they get the machine, the versions, the date
+and the command they were measured with. What was not measured yet is said to be missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PAGE = HERE / "RESULTS.md"
+PACKAGES = ("ray", "torch", "transformers", "deepspeed", "numpy", "pyarrow")
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ours over another's, and how much it should be at least."""
+
+    what: str
+    value: float
+    wanted: float
+    behind: str = ""
+
+    def row(self) -> list[str]:
+        verdict = "yes" if self.value >= self.wanted else f"no: {self.behind or 'short of it'}"
+        return [self.what, f"{self.value:.2f} ×", f"{self.wanted:g} ×", verdict]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """target: of make, which writes `file`. ratios: its promises. growth: its other tables."""
+
+    title: str
+    target: str
+    file: str
+    ratios: Callable[[Found], Iterable[Ratio]] = lambda found: ()
+    growth: Callable[[Found], Iterable[str]] = lambda found: ()
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [list(heads), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: Any) -> str:
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value}"
+
+
+def columns(rows: Iterable[Found], names: Iterable[str]) -> str:
+    names = list(names)
+    return table(names, ([shown(row[name]) for name in names] for row in rows))
+
+
+def rollouts(found: Found) -> Iterable[Ratio]:
+    wanted = {
+        "to_limit": (0.95, "LIBERO, steps/s of our pool over a bare loop's with the same recipe"),
+        "to_peer": (7, "LIBERO, one 224 px view, over vla-eval"),
+        "to_peer_two_views": (5, "LIBERO, vla-eval's own two 256 px views, over vla-eval"),
+        "control_plane": (0.9, "250 simulated environments over the ideal rate"),
+    }
+    return [Ratio(what, found[k], least) for k, (least, what) in wanted.items() if k in found]
+
+
+def rollouts_growth(found: Found) -> Iterable[str]:
+    if "libero_figures" in found and "horizons" in found["libero_figures"]:
+        names = ("horizon", "limit_steps_per_s", "pool_steps_per_s", "to_limit", "to_limit_by_cpu")
+        yield columns(found["libero_figures"]["horizons"], names)
+    if "control_plane_figures" in found:
+        names = ("environments", "ratio", "chunks_per_s", "chunk_wait_ms", "cpu_ms_per_chunk")
+        yield columns(found["control_plane_figures"]["environments"], names)
+    if "ledger_figures" in found:
+        sizes = found["ledger_figures"]["sizes"]
+        yield columns(sizes, sizes[0])
+        scheduling = found["ledger_figures"]["scheduling"]
+        yield columns(scheduling, scheduling[0])
+
+
+def simulators(found: Found) -> Iterable[Ratio]:
+    wanted = {("libero_object", 8): 6, ("calvin", 10): 6, ("simpler", 4): 2}
+    for (name, horizon), least in wanted.items():
+        for row in found.get(name, {}).get("rows", ()):
+            if row["horizon"] == horizon and row["drawn"] != "every step":
+                what = f"{name}, {row['processes']} processes, a frame every {horizon} steps"
+                value = row["times_every step"]
+                by_cpu = row["times_every step, cpu"]
+                yield Ratio(f"{what}, over one every step ({by_cpu:.1f} by CPU)", value, least)
+
+
+def simulators_growth(found: Found) -> Iterable[str]:
+    names = ("processes", "drawn", "steps_per_s", "reset_s", "chunk_s", "rss_mb")
+    for name in ("libero_object", "calvin", "simpler"):
+        if name in found:
+            yield f"`{name}`\n\n" + columns(found[name]["rows"], names)
+
+
+def train(found: Found) -> Iterable[Ratio]:
+    yield Ratio("Ray Train + DeepSpeed over a bare loop, worst", found["to_bare"], 0.97)
+    yield Ratio("one worker over transformers' Trainer, worst", found["to_trainer"], 1.0)
+
+
+def train_growth(found: Found) -> Iterable[str]:
+    for workers, scene in found["workers"].items():
+        rates = scene["samples_per_s"]
+        sizes = list(next(iter(rates.values())))
+        rows = ([name, *by.values()] for name, by in rates.items())
+        yield f"{workers} workers, samples/s by global batch\n\n" + table(("", *sizes), rows)
+        startup = scene["startup_s"].items()
+        yield "start-up, s\n\n" + table(("", "s"), startup)
+
+
+def data(found: Found) -> Iterable[Ratio]:
+    yield Ratio("prepared JPEG over lerobot's loader (its own videos)", found["to_lerobot"], 3)
+    yield Ratio("prepared JPEG over npz as CALVIN publishes it", found["to_npz"], 2)
+
+
+def data_growth(found: Found) -> Iterable[str]:
+    yield table(("reader", "samples/s"), found["samples_per_s"].items())
+    rates = found["prepared_frames_per_cpu_s"].items()
+    yield table(("frames prepared", "frames per CPU second"), rates)
+    yield f"Own memory over an epoch, MB: {', '.join(map(shown, found['epoch_own_mb']))}"
+
+
+def serving(found: Found) -> Iterable[Ratio]:
+    yield Ratio("16 clients, batched server over one that answers one by one", found["ratio"], 3)
+
+
+def sft(found: Found) -> Iterable[Ratio]:
+    for batch, value in found["to_trl"].items():
+        yield Ratio(f"a stage's samples/s over TRL's SFTTrainer, batch {batch}", value, 1)
+
+
+def overhead(found: Found) -> Iterable[str]:
+    yield columns(found["rows"], ("name", "overhead_percent", "bare_ms", "policy_ms"))
+
+
+def plain(found: Found) -> Iterable[str]:
+    """Whatever single figures a file has."""
+    simple = {k: v for k, v in found.items() if isinstance(v, int | float | str)}
+    yield table(("", ""), ([k, shown(v)] for k, v in simple.items()))
+
+
+BENCHES: Mapping[str, Bench] = {
+    "rollouts": Bench("Rollouts", "bench-rollouts", "rollouts.json", rollouts, rollouts_growth),
+    "simulators": Bench(
+        "Simulators", "bench-simulators", "simulators.json", simulators, simulators_growth
+    ),
+    "train": Bench("Training", "bench-train", "train.json", train, train_growth),
+    "data": Bench("Demonstrations", "bench-data", "data.json", data, data_growth),
+    "serving": Bench("Serving policies", "bench-serving", "serving.json", serving),
+    "sft": Bench("Fine-tuning on questions", "bench-sft", "sft.json", sft),
+    "overhead": Bench(
+        "A policy beside its bare VLM", "bench-overhead", "policy_overhead.json", growth=overhead
+    ),
+    "report": Bench("The report", "bench-report", "report.json", growth=plain),
+    "faults": Bench("Faults", "bench-faults", "faults.json", growth=plain),
+}
+
+
+def stamp(command: str) -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": command,
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def run(bench: Bench, quick: bool) -> bool:
+    """Whether it ended well; its file then says with what it was measured."""
+    command = ["make", bench.target, *(["QUICK=1"] if quick else [])]
+    about, began = stamp(" ".join(command)), time.time()
+    print(f"{about['command']} …", flush=True)
+    code = subprocess.run(command, cwd=ROOT).returncode
+    path = HERE / bench.file
+    if code or not path.exists() or path.stat().st_mtime < began:
+        print(f"{about['command']} ended with {code} and left no new figures", file=sys.stderr)
+        return False
+    about["took_s"] = round(time.time() - began)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ran": about}, indent=1) + "\n")
+    return True
+
+
+def page(found: Mapping[str, Found]) -> str:
+    """Markdown of all that was measured: the promises first, then each benchmark's tables."""
+    promises = [ratio.row() for name, bench in BENCHES.items() for ratio in _of(bench, found, name)]
+    parts = [
+        "# Results",
+        "Written by `make bench`. Ratios are of figures from one run on one machine; higher is "
+        "better. Every benchmark's file says how it measures.",
+        table(("measured", "ratio", "wanted", "reached"), promises),
+    ]
+    for name, bench in BENCHES.items():
+        parts.append(f"## {bench.title}")
+        if name not in found:
+            parts.append(f"Not measured yet: `make {bench.target}`.")
+            continue
+        parts.append(_about(bench, found[name]))
+        parts += bench.growth(found[name])
+    return "\n\n".join(parts) + "\n"
+
+
+def _of(bench: Bench, found: Mapping[str, Found], name: str) -> Iterable[Ratio]:
+    return bench.ratios(found[name]) if name in found else ()
+
+
+def _about(bench: Bench, found: Found) -> str:
+    about = found.get("ran")
+    if about is None:
+        return f"`make {bench.target}`, on a machine that was not noted."
+    versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
+    return (
+        f"`{about['command']}`, {about['date']}, {about['took_s']} s: {about['processor']}, "
+        f"{about['cores']} cores, {about['memory_gb']} GB, load {about['load_before']} before; "
+        f"Python {about['python']}, {versions}."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=BENCHES, help="all by default")
+    parser.add_argument("--quick", action="store_true", help="each in under five minutes")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    chosen = [] if options.page else options.only or list(BENCHES)
+    failed = [name for name in chosen if not run(BENCHES[name], options.quick)]
+    files = {name: HERE / bench.file for name, bench in BENCHES.items()}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    PAGE.write_text(page(found), encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
