@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,19 +44,8 @@ def drain(nodes: Nodes, victim) -> None:
     GcsClient(address=nodes.address).drain_node(victim.node_id, reason, "a test", soon)
 
 
-def after(done, seen, change) -> threading.Thread:
-    """Do something once so many episodes are done."""
-
-    def watch() -> None:
-        while seen["done"] < done:
-            time.sleep(0.1)
-        change()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
+CHANGED_AT = 4
+"""Episodes after which a node comes or goes."""
 EPISODES = 60
 """Enough for a node that joins after a few of them to get its share."""
 
@@ -86,7 +74,7 @@ def main(scenario: str, url: str, server: str) -> None:
 
 def play(scenario: str, nodes: Nodes, store, wanted: Wanted) -> dict:
     workers = [node(nodes) for _ in range(1 if scenario == "grow" else 2)]
-    seen = {"done": 0, "most": 0, "last": 0, "waits": False}
+    seen = {"done": 0, "most": 0, "last": 0, "waits": False, "changed": False}
     change = {
         "grow": lambda: node(nodes),
         "shrink": lambda: nodes.remove_node(workers[1], allow_graceful=False),
@@ -94,15 +82,17 @@ def play(scenario: str, nodes: Nodes, store, wanted: Wanted) -> dict:
     }[scenario]
 
     def progress(tally) -> None:
+        # Here and not beside it: Ray starts nodes from the main thread alone.
+        if tally.done >= CHANGED_AT and not seen["changed"]:
+            seen["changed"] = True
+            change()
         seen.update(done=tally.done, most=max(seen["most"], tally.hosts), last=tally.hosts)
         seen["waits"] = seen["waits"] or tally.pending > 0
 
-    thread = after(4, seen, change)
     with Pool(store, None, ONE_EACH) as pool:
         left = evaluation.missing(Ledger(store), [wanted])
         played = Round(pool, left, progress)
         tally = played.play()
-    thread.join(20)
     errors = [reason for _, reason in tally.errors]
     lost = sum(played.deaths.values())
     return {**seen, "errors": errors, "lost": lost, "done": tally.done}
