@@ -22,9 +22,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -173,18 +172,27 @@ def scene(folder: Path, workers: int, rounds: int) -> dict[str, Any]:
         for role in alone
         for rank in range(workers)
     ]
-    for role in alone:
-        _await_began(folder, role, started)
-    submitted, threads = {}, []
+    try:
+        return _contest(folder, workers, rounds, order, started)
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _contest(
+    folder: Path, workers: int, rounds: int, order: tuple[str, ...], started: list[Any]
+) -> dict[str, Any]:
+    for role in (name for name in order if not name.startswith("ray")):
+        _await_began(folder, role, *started)
+    submitted, fits, pool = {}, [], ThreadPoolExecutor(2)
     for zero in (0, 2):
         name = f"ray-zero{zero}"
         submitted[name] = time.time()
         contests = contests_of(folder, name, order, rounds)
-        threads.append(threading.Thread(target=_fit, args=(folder, contests, zero, workers)))
-        threads[-1].start()
-        _await_began(folder, name)
-    for thread in threads:
-        thread.join()
+        fits.append(pool.submit(_fit, folder, contests, zero, workers))
+        _await_began(folder, name, fits[-1])
+    for fit in fits:
+        fit.result()
     assert [process.wait() for process in started] == [0] * len(started)
     told = {
         n: {b: json.loads((folder / str(b) / f"{n}.json").read_text()) for b in BATCHES}
@@ -208,16 +216,17 @@ def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> N
     ray.cloudpickle.register_pickle_by_value(train_turns)  # workers do not find this folder
     name = f"ray-zero{zero}"
     work, store = partial(ours, contests, zero), open_store(str(folder.parent / "store"))
-    dataset_of = lambda dataset, scratch: dataset  # noqa: E731
+    dataset_of = lambda dataset, scratch: dataset.everything()  # noqa: E731
     task = training.Task(f"{name}-{workers}", name, ENDLESS, "bench", dataset_of)
     training.fit(work, [task], store, cluster)
 
 
-def _await_began(folder: Path, name: str, started: Sequence[subprocess.Popen[bytes]] = ()) -> None:
-    """Start-ups come one after the other; RuntimeError when one of `started` failed."""
+def _await_began(folder: Path, name: str, *work: Any) -> None:
+    """Start-ups come one after the other; RuntimeError when the work behind one failed."""
     while not (folder / str(BATCHES[0]) / f"began-{name}").exists():
-        if any(process.poll() for process in started):
-            raise RuntimeError(f"a contestant ended before {name} began: see its error above")
+        for each in work:
+            if each.poll() if isinstance(each, subprocess.Popen) else each.done():
+                raise RuntimeError(f"a contestant ended before {name} began: see its error above")
         time.sleep(0.05)
 
 
@@ -229,6 +238,7 @@ def main() -> None:
     if args.contestant:
         role, rank, workers, folder, order, rounds = args.contestant
         return contestant(role, int(rank), int(workers), Path(folder), order, int(rounds))
+    import ray
     from vla_platform import session
 
     rounds = 5 if args.quick else 20
@@ -240,7 +250,10 @@ def main() -> None:
         stored.parent.mkdir(parents=True)
         stored.symlink_to(folder / "dataset")
         session.connect()
-        scenes = {str(w): scene(folder / str(w), w, rounds) for w in (1, 2)}
+        try:
+            scenes = {str(w): scene(folder / str(w), w, rounds) for w in (1, 2)}
+        finally:
+            ray.shutdown()  # what waits for a turn that never comes ends, too
     rows = {w: told["samples_per_s"] for w, told in scenes.items()}
     ratios = {
         f"{w} workers, {n}, {b}": round(rate / rows[w]["bare"][b], 3)
