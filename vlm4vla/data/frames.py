@@ -55,7 +55,7 @@ def decode(data: bytes) -> np.ndarray:
     try:
         if data[:2] == JPEG:  # the same pixels as Pillow's in two thirds of the time
             return simplejpeg.decode_jpeg(data)
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))  # writable, as torch asks
     except (OSError, ValueError) as error:
         raise ValueError(f"a frame is damaged or truncated ({error})") from error
 
