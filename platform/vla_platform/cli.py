@@ -33,10 +33,10 @@ EXPECTED = (
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something: a flag's None means that the help text names it."""
+    """Shows the defaults that say something: neither None nor that a switch is off."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None:
+        if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
 
