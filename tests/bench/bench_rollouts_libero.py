@@ -160,9 +160,9 @@ def entry(
     }
 
 
-def two_views(size: Size) -> Rate:
-    """Our pool with the peer's cameras: two of 256 pixels, rendered at replans."""
-    with our_pool(row_of(size.steps, **TWO_VIEWS)) as ours:
+def beside_peer(size: Size, **changes: Any) -> Rate:
+    """Our pool at the peer's chunk, measured when the peer is: machines change by the minute."""
+    with our_pool(row_of(size.steps, **changes)) as ours:
         return ours.measure(size.trials, CHUNK)
 
 
@@ -173,16 +173,19 @@ def against_peer(size: Size, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     except peer.PeerMissingError as missing_peer:
         print(f"no peer: {missing_peer}", flush=True)
         return {"missing": str(missing_peer)}
+    one = [beside_peer(size)]
     theirs = peer.measure(SUITE, TASKS, size.peer_trials, size.steps, CHUNK, PROCESSES)
-    both, ours = two_views(size), table[0]
+    # Two views of 256 pixels, rendered at replans, are the peer's own cameras.
+    both, ours = beside_peer(size, **TWO_VIEWS), pooled([*one, beside_peer(size)])
     rate, by_cpu = theirs["steps_per_s"], theirs["steps_per_cpu_s"]
     found = {
         "peer": theirs,
+        "pool_steps_per_s": ours.steps / ours.wall_s,
         "pool_two_views_steps_per_s": both.steps / both.wall_s,
         "pool_two_views_steps_per_cpu_s": both.steps / both.cpu_s,
-        "to_peer": ours["pool_steps_per_s"] / rate,
+        "to_peer": ours.steps / ours.wall_s / rate,
         "to_peer_two_views": both.steps / both.wall_s / rate,
-        "to_peer_by_cpu": ours["pool_steps_per_cpu_s"] / by_cpu,
+        "to_peer_by_cpu": ours.steps / ours.cpu_s / by_cpu,
         "to_peer_two_views_by_cpu": both.steps / both.cpu_s / by_cpu,
         "to_peer_by_horizon": {row["horizon"]: row["pool_steps_per_s"] / rate for row in table},
     }
