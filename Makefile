@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-serving bench-overhead bench-report bench-faults bench bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -64,6 +64,9 @@ bench-sft: $(READY)  ## a stage's fine-tuning beside TRL's SFTTrainer, fetched f
 bench-data: $(READY)  ## prepared data beside data as published and lerobot's loader, fetched first; QUICK=1: under five minutes
 	@test -x $${VLA_HOME:-$$HOME/.vla}/peers/lerobot/bin/python || bash tests/bench/peer_lerobot.sh
 	PYTHONPATH=.:platform $(BIN)/python tests/bench/bench_data.py $(if $(QUICK),--quick) $(if $(FRAMES),--frames $(FRAMES))
+
+bench-scale: $(READY)  ## the study on 8 to 256 GPUs, simulated, beside what ran here (docs/scale.md)
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_scale --json tests/bench/scale.json
 
 bench-serving: $(READY)  ## requests per second of a served policy, batched against one by one
 	PYTHONPATH=.:platform $(BIN)/python tests/bench/bench_serving.py $(if $(QUICK),--turns 2) --json tests/bench/serving.json
