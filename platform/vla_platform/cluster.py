@@ -136,8 +136,10 @@ class Cluster:
         }
 
 
+# Of 8 and 32 GPUs a training leaves one to the replica that answers rollouts beside it: an elastic
+# training takes all it may have, and gives none back before its end.
 _GPUS = Cluster(
-    workers=(4, 8),
+    workers=(4, 7),
     cpus_per_worker=8,
     gpus_per_worker=1,
     zero=2,
@@ -178,8 +180,8 @@ CLUSTERS: dict[str, Cluster] = {
         together=9,
     ),
     "cluster": _GPUS,
-    # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 27 GB a GPU at 32 and 47 GB at 16
-    # (`python -m vlm4vla.planner qwen3vl-30b-a3b --zero 3 --gpus 32 --batch 16`), and while a
+    # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 28 GB a GPU at 31 and 47 GB at 16
+    # (`python -m vlm4vla.planner qwen3vl-30b-a3b --zero 3 --gpus 31 --batch 16`), and while a
     # worker starts 62 GB of its node's memory, eight times over.
-    "4x8-a100": replace(_GPUS, workers=(16, 32), cpus_per_worker=12, zero=3),
+    "4x8-a100": replace(_GPUS, workers=(16, 31), cpus_per_worker=12, zero=3),
 }

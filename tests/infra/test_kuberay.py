@@ -174,6 +174,14 @@ def test_overlays_have_the_gpus_of_their_names(folder, nodes):
     assert bool(training) == bool(nodes)
 
 
+@pytest.mark.parametrize(("preset", "nodes"), [("cluster", 1), ("4x8-a100", 4)])
+def test_the_largest_training_leaves_its_rollouts_their_gpus(preset, nodes):
+    """A study plays checkpoints while their training goes on: a replica must find a GPU free."""
+    cluster = CLUSTERS[preset]
+    taken = cluster.workers[1] * cluster.gpus_per_worker + cluster.replicas * cluster.gpu_share
+    assert taken <= 8 * nodes
+
+
 def test_ray_is_the_installed_version_and_asks_for_a_token():
     spec = of_kind("RayCluster", documents("overlays/gpu-1x8"))["spec"]
     assert spec["rayVersion"] == importlib.metadata.version("ray")
