@@ -20,7 +20,7 @@ from tests.bench.scale_model import Costs, Play, Pool, PoolSize, Simulator, play
 from tests.bench.scale_study import PRESET, SAMPLES, episodes, look
 
 LOCAL_STORE = {"request_s": 0.002, "puts_per_s": 1e9}
-"""A folder on this machine's disk."""
+"""A folder on this machine's disk: 2 ms a commit (`bench_ledger`, beside other work)."""
 SWEEP = {
     "tiny-paligemma-1": (24.0, 16.34),
     "tiny-kosmos-2": (27.0, 17.36),

@@ -271,7 +271,7 @@ class Pool:
         return self.played
 
     def compute(self, seconds: float) -> Events:
-        if self.cores is None:
+        if self.cores is None or not seconds:
             yield self.env.timeout(seconds)
             return
         with self.cores.request() as core:
