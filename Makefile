@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer fuzz clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -82,6 +82,9 @@ bench-faults: $(READY)  ## faults on a seeded schedule, counted, and that nothin
 
 bench: $(READY)  ## all of them, then tests/bench/RESULTS.md; ONLY="train data", QUICK=1
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.results $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+fuzz: $(READY)  ## bad input by the million: FOR=240 seconds, KEEP=FOLDER for what is found; totals add up in tests/bench/fuzz.json
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.fuzz --seconds $(or $(FOR),240) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh

@@ -159,7 +159,7 @@ def _key_of(key: str) -> str:
 def _decode(key: str, data: bytes) -> pa.Table | Problem:
     """The columns that are shown; anything but readable rows of our schema is a problem."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         theirs = file.schema_arrow
         wrong = [
             name
@@ -168,7 +168,7 @@ def _decode(key: str, data: bytes) -> pa.Table | Problem:
         ]
         wanted = list(COLUMNS) if not wrong else {"schema"} & set(theirs.names)
         table = file.read(columns=list(wanted), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # names may be no UTF-8
         return Problem(key, f"not readable as Parquet ({type(error).__name__})")
     versions = set(table["schema"].to_pylist()) if "schema" in theirs.names else set()
     if versions - set(SCHEMAS):

@@ -15,6 +15,8 @@ import numpy as np
 ACTION_DIM = 7
 """xyz translation delta (3), rotation delta (3), gripper (1); the paper's A.1."""
 
+ROTATIONS = ("euler", "axis_angle")
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -46,6 +48,18 @@ class ActionSpec:
     rotation_scale: float
     gripper_close: int
     frame: str = "base"
+
+    def __post_init__(self) -> None:
+        """ValueError for what no action means: it may come from a file or from a server."""
+        for name in ("translation_scale", "rotation_scale"):
+            scale = getattr(self, name)
+            if type(scale) not in (int, float) or not 0 < scale < float("inf"):
+                raise ValueError(f"ActionSpec.{name} must be a positive number, not {scale!r:.99}")
+        if self.gripper_close not in (-1, 1) or self.rotation not in ROTATIONS:
+            said = f"gripper_close {self.gripper_close!r:.99}, rotation {self.rotation!r:.99}"
+            raise ValueError(f"ActionSpec has {said}; known: 1, -1; {', '.join(ROTATIONS)}")
+        if not isinstance(self.frame, str):
+            raise ValueError(f"ActionSpec.frame must be a name, not {self.frame!r:.99}")
 
     def require_same(self, other: "ActionSpec", mine: str, theirs: str) -> None:
         """Raise ValueError naming each field in which two specs differ."""
@@ -118,7 +132,8 @@ class Benchmark:
         return self.tasks if names is None else tuple(self._task(name) for name in names)
 
     def _task(self, name: str) -> str:
-        if name.isdigit() and int(name) < len(self.tasks):
+        # "²" is a digit, and "٣" is 3, to Python.
+        if name.isascii() and name.isdigit() and len(name) < 5 and int(name) < len(self.tasks):
             return self.tasks[int(name)]
         if name not in self.tasks:
             raise did_you_mean("task of " + self.name, name, self.tasks)

@@ -14,12 +14,13 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Dict, Mapping
+from typing import IO, Callable, Dict, Mapping, TypeVar
 
 from envs import wire
 from envs.wire import Message
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE_TIMEOUT = 2.0
@@ -65,25 +66,28 @@ class Child:
         self.tail = _Tail(self.popen.stdout)
         self._finalizer = weakref.finalize(self, _kill_group, self.popen)
 
-    def ask(self, message: Message, expected: str, timeout: float) -> Message:
-        """Send a message and wait for its reply; SimulatorDied says why there is none."""
+    def ask(
+        self, message: Message, expected: str, timeout: float, read: Callable[[Message], T]
+    ) -> T:
+        """Send a message, wait for its reply and read it; SimulatorDied says why there is none."""
         deadline = time.monotonic() + timeout
         try:
             wire.send(self.sock, message, deadline)
-            reply = wire.receive(self.sock, deadline)
+            return self._read(message.kind, wire.receive(self.sock, deadline), expected, read)
         except TimeoutError:
             raise SimulatorDied(self._why_silent(message.kind, timeout), silent=True) from None
         except (wire.ConnectionClosed, OSError):
             raise SimulatorDied(self._why_ended(message.kind)) from None
         except wire.WireError as malformed:
             raise SimulatorDied(f"{self.name} sent a malformed message: {malformed}") from None
+
+    def _read(self, kind: str, reply: Message, expected: str, read: Callable[[Message], T]) -> T:
         if reply.kind == "error":
-            raise SimulatorDied(
-                f"{self.name} failed in {message.kind!r}: {reply.value('error').strip()}"
-            )
+            why = reply.value("error", str).strip()
+            raise SimulatorDied(f"{self.name} failed in {kind!r}: {why}")
         if reply.kind != expected:
-            raise SimulatorDied(f"{self.name} answered {message.kind!r} with {reply.kind!r}")
-        return reply
+            raise SimulatorDied(f"{self.name} answered {kind!r} with {reply.kind!r}")
+        return read(reply)
 
     def close(self) -> None:
         self.sock.close()

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EMBEDDED = ("tabletop",)
 """Simulators that need no interpreter of their own."""
@@ -100,9 +101,10 @@ class SimulatorProcess:
     ) -> Observation:
         """Begin an episode; `record` keeps every step's frame. Starting may add START_TIMEOUT."""
         episode = self._episode(task, initial_state, seed)
-        reply = self._call(Message("reset", {**episode, "record": record}), "observation", timeout)
+        asked = Message("reset", {**episode, "record": record})
+        first = self._call(asked, "observation", timeout, wire.observation_of)
         self._running = True
-        return wire.observation_of(reply)
+        return first
 
     def execute(self, actions: np.ndarray, timeout: float = EXECUTE_TIMEOUT) -> StepResult:
         """Run actions float32 [k, 7]; stops early at success or the step limit."""
@@ -111,8 +113,8 @@ class SimulatorProcess:
             raise ValueError(f"actions have shape {actions.shape}; expected [k >= 1, {ACTION_DIM}]")
         if not self._running:
             raise RuntimeError("execute() without an episode in progress: call reset() first")
-        reply = self._call(Message("execute", {}, {"actions": actions}), "step", timeout)
-        result = wire.step_of(reply)
+        asked = Message("execute", {}, {"actions": actions})
+        result = self._call(asked, "step", timeout, wire.step_of)
         self._running = not result.done
         return result
 
@@ -121,19 +123,18 @@ class SimulatorProcess:
     ) -> Demonstration:
         """One episode of the simulator's scripted expert."""
         episode = self._episode(task, initial_state, seed)
-        return wire.demonstration_of(
-            self._call(Message("demonstrate", episode), "demonstration", timeout)
-        )
+        asked = Message("demonstrate", episode)
+        return self._call(asked, "demonstration", timeout, wire.demonstration_of)
 
     def snapshot(self, timeout: float = EXECUTE_TIMEOUT) -> Snapshot:
         """The current frame of the episode in progress with its depth, segments and poses."""
         if not self._running:
             raise RuntimeError("snapshot() without an episode in progress: call reset() first")
-        return wire.snapshot_of(self._call(Message("snapshot"), "snapshot", timeout))
+        return self._call(Message("snapshot"), "snapshot", timeout, wire.snapshot_of)
 
     def fingerprint(self, timeout: float = RESET_TIMEOUT) -> Dict[str, str]:
         """Package versions, renderer and assets hash of the environment the child runs in."""
-        return dict(self._call(Message("fingerprint"), "fingerprint", timeout).value("fingerprint"))
+        return self._call(Message("fingerprint"), "fingerprint", timeout, _fingerprint)
 
     def rss_bytes(self) -> int:
         """Resident memory of the child; 0 when none runs."""
@@ -180,21 +181,40 @@ class SimulatorProcess:
         interpreter = self._interpreter or interpreter_for(self.benchmark.simulator)
         self._child = Child(interpreter, self.benchmark.simulator, self._env)
         opening = Message("open", {"benchmark": as_json(self.benchmark)})
-        ready = self._exchange(self._child, opening, "ready", START_TIMEOUT)
-        self._episode_limit = ready.data.get("episodes_per_process")
+        self._episode_limit = self._exchange(
+            self._child, opening, "ready", START_TIMEOUT, _episode_limit
+        )
         self._episodes = 0
 
-    def _call(self, message: Message, expected: str, timeout: float) -> Message:
+    def _call(
+        self, message: Message, expected: str, timeout: float, read: Callable[[Message], T]
+    ) -> T:
         self._ensure_started()
         assert self._child is not None
-        return self._exchange(self._child, message, expected, timeout)
+        return self._exchange(self._child, message, expected, timeout, read)
 
-    def _exchange(self, child: Child, message: Message, expected: str, timeout: float) -> Message:
+    def _exchange(
+        self,
+        child: Child,
+        message: Message,
+        expected: str,
+        timeout: float,
+        read: Callable[[Message], T],
+    ) -> T:
         try:
-            return child.ask(message, expected, timeout)
+            return child.ask(message, expected, timeout, read)
         except BaseException as error:
             # Also an interrupt from outside leaves half a message behind: the child must go.
             if isinstance(error, SimulatorDied):
                 log.warning("%s: %s", self.benchmark.name, error.reason)
             self.kill()
             raise
+
+
+def _episode_limit(ready: Message) -> Optional[int]:
+    limit: Optional[int] = ready.value("episodes_per_process", int, type(None))
+    return limit
+
+
+def _fingerprint(reply: Message) -> Dict[str, str]:
+    return dict(reply.value("fingerprint", dict))

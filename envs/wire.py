@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
-from envs.api import Camera, Demonstration, Observation, Snapshot, StepResult, Thing
+from envs.api import ACTION_DIM, Camera, Demonstration, Observation, Snapshot, StepResult, Thing
 
 MAGIC = b"VLA1"
 MAX_HEADER = 1 << 20
@@ -49,16 +49,27 @@ class Message:
     data: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def value(self, name: str) -> Any:
-        """A field of the data; WireError when it is missing."""
+    def value(self, name: str, *kinds: type) -> Any:
+        """A field of the data; WireError when it is missing, or of none of the given types."""
         if name not in self.data:
             raise WireError(f"message {self.kind!r} lacks the field {name!r}")
-        return self.data[name]
+        found = self.data[name]
+        if kinds and type(found) not in kinds:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise WireError(f"message {self.kind!r}: {name!r} is {found!r:.99}, not a {wanted}")
+        return found
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, shape: Tuple[int, ...] = (), dtype: str = "") -> np.ndarray:
+        """An array; WireError when it is missing or not as said. In a shape -1 is any extent."""
         if name not in self.arrays:
             raise WireError(f"message {self.kind!r} lacks the array {name!r}")
-        return self.arrays[name]
+        found = self.arrays[name]
+        fits = len(shape) == found.ndim and all(n in (-1, m) for n, m in zip(shape, found.shape))
+        if (shape and not fits) or found.dtype != (dtype or found.dtype):
+            wanted = f"{dtype or 'an array'} {['any' if n < 0 else n for n in shape]}"
+            said = f"{name!r} is {found.dtype} {list(found.shape)}, not {wanted}"
+            raise WireError(f"message {self.kind!r}: {said}")
+        return found
 
 
 def send(sock: socket.socket, message: Message, deadline: Optional[float] = None) -> None:
@@ -66,7 +77,7 @@ def send(sock: socket.socket, message: Message, deadline: Optional[float] = None
 
     Errors: TimeoutError past the deadline, ConnectionClosed when nobody reads any more.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in message.arrays.items()}
+    arrays = {name: _native(array) for name, array in message.arrays.items()}
     layout = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     body_size = sum(_array_size(*entry) for entry in layout)
     text = json.dumps([message.kind, message.data, layout], default=_plain).encode()
@@ -113,23 +124,34 @@ def _read_arrays(
     for name, dtype, shape in layout:
         arrays[name] = np.empty(shape, dtype)
         _fill(sock, _bytes_of(arrays[name]), deadline)
+    for name, array in arrays.items():
+        if array.dtype == np.bool_ and np.any(array.view(np.uint8) > 1):
+            raise WireError(f"array {name!r} has bytes that are neither true nor false")
     return arrays
 
 
 def _parse_header(text: bytes, body_size: int) -> Tuple[str, Dict[str, Any], Layout]:
     try:
         kind, data, raw_layout = json.loads(text.decode("utf-8"))
-        layout = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in raw_layout]
+        layout = [_entry(*entry) for entry in raw_layout]
     except (ValueError, TypeError, RecursionError) as error:
         raise WireError(
             f"a message's header is not [kind, data, arrays] as JSON: {error}"
         ) from None
-    if not isinstance(kind, str) or not isinstance(data, dict):
+    if not (isinstance(kind, str) and isinstance(data, dict) and isinstance(raw_layout, list)):
         raise WireError("a message's header needs a string kind and an object of data")
+    if len({name for name, _, _ in layout}) < len(layout):
+        raise WireError(f"message {kind!r} has two arrays of one name")
     declared = sum(_array_size(*entry) for entry in layout)
     if declared != body_size:
         raise WireError(f"message {kind!r}: arrays need {declared} bytes, its body has {body_size}")
     return kind, data, layout
+
+
+def _entry(name: str, dtype: str, shape: List[int]) -> Tuple[str, str, Tuple[int, ...]]:
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
+        raise TypeError("an array is [name, dtype, shape]")
+    return name, dtype, tuple(shape)
 
 
 def _array_size(name: str, dtype: str, shape: Tuple[Any, ...]) -> int:
@@ -137,10 +159,11 @@ def _array_size(name: str, dtype: str, shape: Tuple[Any, ...]) -> int:
         raise WireError(f"array {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_BODY for n in shape):
         raise WireError(f"array {name!r} has an impossible shape {list(shape)!r}")
-    size = np.dtype(dtype).itemsize
-    for extent in shape:
-        size *= extent
-    return size
+    # Without its zeros as well: numpy makes no empty array whose other extents are too large.
+    size = np.dtype(dtype).itemsize * int(np.prod([max(n, 1) for n in shape], dtype=object))
+    if size > MAX_BODY:
+        raise WireError(f"array {name!r} has an impossible shape {list(shape)!r}")
+    return 0 if 0 in shape else size
 
 
 def _plain(value: Any) -> Any:
@@ -148,6 +171,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a message cannot carry a {type(value).__name__} in its header")
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Contiguous, in this machine's byte order: a dtype's name says nothing of either."""
+    whole = np.asarray(array, order="C")
+    return whole.astype(whole.dtype.newbyteorder("="), copy=False)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -198,9 +227,11 @@ def observation_message(observation: Observation) -> Message:
 
 
 def observation_of(message: Message) -> Observation:
+    """WireError, as of all that read a message, when it is not what its kind promises."""
     arrays = message.arrays
+    image = message.array("image", (-1, -1, 3), "uint8")
     views = {name[len(VIEW) :]: array for name, array in arrays.items() if name.startswith(VIEW)}
-    return Observation(arrays["image"], message.data["instruction"], views, arrays.get("state"))
+    return Observation(image, message.value("instruction", str), views, arrays.get("state"))
 
 
 def step_message(result: StepResult) -> Message:
@@ -212,12 +243,17 @@ def step_message(result: StepResult) -> Message:
     return Message("step", {**observation.data, **outcome}, arrays)
 
 
-_OUTCOME = ("done", "success", "success_any", "success_last", "steps", "completed")
+_FLAGS, _COUNTS = ("done", "success", "success_any", "success_last"), ("steps", "completed")
+_OUTCOME = (*_FLAGS, *_COUNTS)
 
 
 def step_of(message: Message) -> StepResult:
-    outcome = {name: message.data[name] for name in _OUTCOME}
-    frames = tuple(message.arrays.get("frames", ()))
+    outcome = {name: message.value(name, bool) for name in _FLAGS}
+    outcome.update({name: message.value(name, int) for name in _COUNTS})
+    if min(outcome[name] for name in _COUNTS) < 0:
+        raise WireError("a step cannot have fewer than no steps or subtasks")
+    recorded = "frames" in message.arrays
+    frames = tuple(message.array("frames", (-1, -1, -1, 3), "uint8")) if recorded else ()
     return StepResult(observation=observation_of(message), frames=frames, **outcome)
 
 
@@ -228,13 +264,13 @@ def demonstration_message(demonstration: Demonstration) -> Message:
 
 
 def demonstration_of(message: Message) -> Demonstration:
-    data, arrays = message.data, message.arrays
+    images = message.array("images", (-1, -1, -1, 3), "uint8")
     return Demonstration(
-        instruction=data["instruction"],
-        images=arrays["images"],
-        actions=arrays["actions"],
-        success=data["success"],
-        steps=data["steps"],
+        instruction=message.value("instruction", str),
+        images=images,
+        actions=message.array("actions", (len(images), ACTION_DIM)),
+        success=message.value("success", bool),
+        steps=message.value("steps", int),
     )
 
 
@@ -251,13 +287,18 @@ def snapshot_message(snapshot: Snapshot) -> Message:
 
 
 def snapshot_of(message: Message) -> Snapshot:
-    data, arrays = message.data, message.arrays
-    height, width = arrays["depth"].shape
-    columns = zip(data["names"], arrays["boxes"], data["pixels"])
+    names, pixels = message.value("names", list), message.value("pixels", list)
+    boxes = message.array("boxes", (len(names), 2, 3))
+    if {type(name) for name in names} - {str} or [type(n) for n in pixels] != [int] * len(names):
+        raise WireError("message 'snapshot' needs a name and a whole number of pixels of each box")
+    depth = message.array("depth", (-1, -1))
+    height, width = depth.shape
+    focal = message.value("focal", float, int)
+    columns = zip(names, boxes, pixels)
     return Snapshot(
-        image=arrays["image"],
-        depth=arrays["depth"],
-        segments=arrays["segments"],
-        camera=Camera(data["focal"], width, height, arrays["pose"]),
-        things=tuple(Thing(name, box[0], box[1], pixels) for name, box, pixels in columns),
+        image=message.array("image", (height, width, 3), "uint8"),
+        depth=depth,
+        segments=message.array("segments", (height, width)),
+        camera=Camera(focal, width, height, message.array("pose", (4, 4))),
+        things=tuple(Thing(name, box[0], box[1], count) for name, box, count in columns),
     )

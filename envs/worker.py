@@ -20,8 +20,10 @@ import sys
 import traceback
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
+import numpy as np
+
 from envs import wire
-from envs.api import ActionSpec, Benchmark, TrainingRecipe, did_you_mean
+from envs.api import ACTION_DIM, ActionSpec, Benchmark, TrainingRecipe, did_you_mean
 from envs.wire import Message
 
 SIMULATORS = {
@@ -84,24 +86,28 @@ class Session:
             return error(traceback.format_exc())
 
     def open(self, message: Message) -> Message:
-        self.simulator = load_adapter(self.name, benchmark_of(message.value("benchmark")))
+        if self.simulator is not None:
+            return error("message 'open' came twice")
+        self.simulator = load_adapter(self.name, benchmark_of(message.value("benchmark", dict)))
         limit = getattr(self.simulator, "episodes_per_process", None)
         return Message(
             "ready", {"python": platform.python_version(), "episodes_per_process": limit}
         )
 
     def reset(self, message: Message) -> Message:
-        arguments = [message.value(name) for name in ("task", "initial_state", "seed", "record")]
+        arguments = [*_episode(message), message.value("record", bool)]
         return wire.observation_message(self.simulator.reset(*arguments))
 
     def execute(self, message: Message) -> Message:
-        return wire.step_message(self.simulator.execute(message.array("actions")))
+        actions = message.array("actions", (-1, ACTION_DIM), "float32")
+        if not len(actions) or not np.isfinite(actions).all():
+            return error("actions must be finite numbers [k >= 1, 7]")
+        return wire.step_message(self.simulator.execute(actions))
 
     def demonstrate(self, message: Message) -> Message:
         if not hasattr(self.simulator, "demonstrate"):
             return error(f"{self.name} has no scripted expert")
-        arguments = [message.value(name) for name in ("task", "initial_state", "seed")]
-        return wire.demonstration_message(self.simulator.demonstrate(*arguments))
+        return wire.demonstration_message(self.simulator.demonstrate(*_episode(message)))
 
     def snapshot(self, message: Message) -> Message:
         if not hasattr(self.simulator, "snapshot"):
@@ -114,6 +120,12 @@ class Session:
     def close(self) -> None:
         if self.simulator is not None:
             self.simulator.close()
+
+
+def _episode(message: Message) -> List[Any]:
+    """Task, initial state and seed. numpy's generators would take lists and texts for seeds."""
+    kinds = {"task": str, "initial_state": int, "seed": int}
+    return [message.value(name, kind) for name, kind in kinds.items()]
 
 
 def error(reason: str) -> Message:

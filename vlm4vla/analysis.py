@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import bdtr
 
 Z95 = 1.959963984540054
 DRAWS = 10_000
@@ -67,9 +68,10 @@ def chain_metrics(completed: Sequence[int], length: int = 5, seed: int = 0) -> C
     The bootstrap is over sequences, which alone are independent: a chain's rates share their
     failures, so the interval of the mean length cannot be put together from theirs.
     """
-    counts = np.bincount(np.asarray(completed, dtype=int), minlength=length + 1)
-    if not len(completed) or len(counts) > length + 1:
+    values = np.asarray(completed)
+    if not len(values) or values.dtype.kind not in "biu" or not set(values) <= {*range(length + 1)}:
         raise ValueError(f"chains need 1 or more sequences of 0 to {length} completed subtasks")
+    counts = np.bincount(values, minlength=length + 1)
     sequences = int(counts.sum())
     draws = np.random.default_rng(seed).multinomial(sequences, counts / sequences, DRAWS)
     drawn = _at_least(draws) / sequences  # [DRAWS, length]
@@ -136,13 +138,23 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     only_a, only_b: episodes which one policy solved and the other did not.
     """
+    _check_pairs(only_a, only_b, max(1, only_a + only_b))
     discordant, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
+    tail = term = 1
+    for k in range(fewer):
+        term = term * (discordant - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def _check_pairs(only_a: int, only_b: int, pairs: int) -> None:
+    if min(only_a, only_b) < 0 or pairs < max(1, only_a + only_b):
+        raise ValueError(f"{only_a} and {only_b} of {pairs} pairs are not counts of pairs")
 
 
 def paired_bootstrap(only_a: int, only_b: int, pairs: int, seed: int = 0) -> Estimate:
     """The difference in success rate with its bootstrap interval over pairs."""
+    _check_pairs(only_a, only_b, pairs)
     shares = np.array([only_a, only_b, pairs - only_a - only_b]) / pairs
     draws = np.random.default_rng(seed).multinomial(pairs, shares, DRAWS)
     differences = (draws[:, 0] - draws[:, 1]) / pairs
@@ -151,6 +163,8 @@ def paired_bootstrap(only_a: int, only_b: int, pairs: int, seed: int = 0) -> Est
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for being read side by side in one table (Holm 1979), in their order."""
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values lie in 0 .. 1, these do not: {list(p_values)!r:.99}")
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -166,7 +180,9 @@ def trials_to_tell_apart(
 
     Normal approximation with pooled variance under equality (Fleiss, Levin & Paik, ch. 4).
     """
-    if rate_a == rate_b:
+    if not (0 <= rate_a <= 1 and 0 <= rate_b <= 1):
+        raise ValueError(f"{rate_a} and {rate_b} are not rates")
+    if abs(rate_a - rate_b) < 1e-12:
         raise ValueError("equal rates cannot be told apart by any number of trials")
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     mean = (rate_a + rate_b) / 2
@@ -179,6 +195,7 @@ def pairs_to_tell_apart(
     only_a: int, only_b: int, pairs: int, power: float = 0.8, alpha: float = 0.05
 ) -> int:
     """Pairs in all that would show the observed imbalance with this power (Connor 1987)."""
+    _check_pairs(only_a, only_b, pairs)
     if only_a == only_b:
         raise ValueError("equal counts cannot be told apart by any number of pairs")
     discordant, gap = (only_a + only_b) / pairs, abs(only_a - only_b) / pairs
@@ -212,6 +229,8 @@ def best_of(
 
     Of equal scores the first wins.
     """
+    if not cells or not all(0 <= won <= trials > 0 for won, trials in cells.values()):
+        raise ValueError(f"the best of cells needs successes and trials of each: {cells!r:.99}")
     winner = max(cells, key=lambda name: cells[name][0] / cells[name][1])
     successes, trials = map(sum, zip(*cells.values(), strict=True))
     inflation = winners_inflation(len(cells), cells[winner][1], successes / trials)
@@ -226,8 +245,7 @@ def _scored(successes: int, trials: int) -> Estimate:
 
 def winners_inflation(cells: int, trials: int, rate: float) -> float:
     """Expected best of `cells` independent scores of `trials` trials at `rate`, minus `rate`."""
-    terms = [math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in range(trials)]
-    at_most = np.clip(np.cumsum(terms), 0, 1)  # P(score ≤ k) for k < trials
+    at_most = bdtr(np.arange(trials), trials, rate)  # P(score ≤ k) for k < trials
     return float(np.sum(1 - at_most**cells)) / trials - rate
 
 
@@ -237,6 +255,8 @@ def across_seeds(outcomes: Sequence[tuple[int, int]], seed: int = 0) -> Estimate
     Two-level bootstrap: trainings, then trials within them, so the interval speaks about the
     next training and not only about these. With fewer than five it is still too narrow.
     """
+    if not outcomes or not all(0 <= won <= trials > 0 for won, trials in outcomes):
+        raise ValueError(f"not successes and trials of one or more trainings: {outcomes!r:.99}")
     wins, trials = np.array(outcomes, dtype=float).T
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(wins), size=(DRAWS, len(wins)))
@@ -249,6 +269,9 @@ def across_trainings(outcomes: Sequence[Sequence[float]], seed: int = 0) -> Esti
 
     outcomes: of each training's trials; trainings may have played different numbers of them.
     """
+    # Sums of larger ones are infinite.
+    if not outcomes or not all(len(each) and np.abs(each).max() < 1e100 for each in outcomes):
+        raise ValueError("across trainings needs one or more, each with finite outcomes")
     values = np.unique(np.concatenate([np.asarray(each, float) for each in outcomes]))
     counts = np.array([[np.sum(np.asarray(each) == v) for v in values] for each in outcomes])
     trials = counts.sum(axis=1)
@@ -272,6 +295,8 @@ class Box(NamedTuple):
 
 def box(values: Sequence[float]) -> Box:
     points = np.sort(np.asarray(values, dtype=float))
+    if not len(points) or not np.isfinite(points).all():
+        raise ValueError("a box needs one or more finite points")
     q1, median, q3 = np.quantile(points, (0.25, 0.5, 0.75))
     reach = 1.5 * (q3 - q1)
     inside = points[(points >= q1 - reach) & (points <= q3 + reach)]
@@ -298,7 +323,11 @@ def correlate(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """A straight line through the points; ValueError for under four or for constant ones."""
     if len(x) != len(y) or len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2:
         raise ValueError("a correlation needs four or more points that differ in x and in y")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a correlation needs finite points")
     r = float(np.corrcoef(x, y)[0, 1])
+    if not math.isfinite(r):
+        raise ValueError("a correlation needs points that differ by more than rounding")
     slope, intercept = (float(c) for c in np.polyfit(x, y, 1))
     centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), Z95 / math.sqrt(len(x) - 3)
     interval = math.tanh(centre - half), math.tanh(centre + half)

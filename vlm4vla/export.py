@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,15 +53,26 @@ def load_policy(folder: Path, description: str = DESCRIPTION, weights: str = WEI
 
     description, weights: names of the two files. A tokenizer in the folder is used.
     """
-    told = json.loads((folder / description).read_text())
-    fields, normaliser = told["run"], told["normaliser"]
-    policy = build_policy(
-        Run(**{**fields, "freeze": tuple(fields["freeze"])}),
-        told["chunk"],
-        normaliser=Normaliser.from_json(normaliser) if normaliser else None,
-        weights=folder / weights,
-        overrides=told.get("overrides"),
-        action_spec=ActionSpec(**told["action_spec"]),
-        source=folder if (folder / TOKENIZER).exists() else None,
-    )
-    return policy.eval()
+    run, chunk, about = described((folder / description).read_bytes())
+    source = folder if (folder / TOKENIZER).exists() else None
+    return build_policy(run, chunk, weights=folder / weights, source=source, **about).eval()
+
+
+def described(data: bytes) -> tuple[Run, int, dict[str, Any]]:
+    """What `policy.json` says: run, chunk and the rest, as `build_policy` takes them.
+
+    ValueError when it is damaged.
+    """
+    try:
+        told = dict(json.loads(data))
+        fields, normaliser = dict(told["run"]), told["normaliser"]
+        about = {
+            "normaliser": None if normaliser is None else Normaliser.from_json(normaliser),
+            "overrides": dict(told.get("overrides") or {}),
+            "action_spec": ActionSpec(**told["action_spec"]),
+        }
+        if type(told["chunk"]) is not int or told["chunk"] < 1:
+            raise ValueError(f"chunk is {told['chunk']!r:.99}")
+        return Run(**{**fields, "freeze": tuple(fields["freeze"])}), told["chunk"], about
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"not a {DESCRIPTION} ({type(error).__name__}: {error})") from error

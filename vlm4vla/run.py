@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 
 from envs.api import Benchmark, TrainingRecipe
@@ -17,6 +18,21 @@ PROFILES = ("paper", "official")
 PROMPTS = ("native", "short")
 POLICY_KINDS = ("action_query", "openvla", "pi0")
 """The keys of `vlm4vla.policies.POLICIES`, known without importing torch."""
+
+
+_TEXTS = dict.fromkeys(("backbone", "benchmark", "policy"), str)
+_NUMBERS = {"lr": float, **dict.fromkeys(("steps", "batch", "image_px", "seed"), int)}
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    """ValueError for values that only look right: 1 and 1.0 are one rate with two ids."""
+    if value is None and name in ("lr", "steps", "batch"):
+        return
+    if type(value) is not kind:
+        raise ValueError(f"Run.{name} is {value!r:.99}: give a plain {kind.__name__}.")
+    least = 0 if name == "seed" else 1 if kind is int else sys.float_info.min
+    if kind is not str and not least <= value < 2**63:  # type: ignore[operator]
+        raise ValueError(f"Run.{name} is {value}, not a positive number.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Run:
         ):
             if value not in known:
                 raise ValueError(f"Run.{name}: {value!r} is not one of {', '.join(known)}.")
+        for name, kind in {**_TEXTS, **_NUMBERS}.items():
+            _check(name, getattr(self, name), kind)
 
     def resolved(self, recipe: TrainingRecipe) -> Run:
         """The run with every `None` replaced by the benchmark's value."""

@@ -95,7 +95,7 @@ def declared_actions(metadata: Mapping[str, Any], by: Adapter, actions_of: str) 
     if "action_spec" in metadata:
         try:
             return ActionSpec(**metadata["action_spec"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"the server's action_spec is not an ActionSpec: {error}") from None
     if actions_of or by.actions_of:
         said = benchmark(actions_of or by.actions_of).action_spec

@@ -62,18 +62,33 @@ def state_prefix(run: str, step: int, attempt: str) -> str:
 def checkpoints(store: Store, run: str) -> list[Checkpoint]:
     """The run's complete checkpoints by step."""
     keys = [key for key in store.list(f"policies/{run}/") if key.endswith(f"/{COMPLETE}")]
-    return [_described(run, json.loads(store.get(key))) for key in keys]
+    return [_marked(run, key, store.get(key)) for key in keys]
+
+
+def _marked(run: str, key: str, data: bytes) -> Checkpoint:
+    try:
+        return _described(run, json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{key} marks no checkpoint ({type(error).__name__}: {error}): train the run again"
+        ) from error
 
 
 def _described(run: str, marker: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
+    state = marker.get("state", {})
+    found = Checkpoint(
         run,
         marker["step"],
         marker["digest"],
         marker.get("evaluated", True),
         marker.get("attempt", ""),
-        tuple(sorted(marker.get("state", {}).items())),
+        tuple(sorted(state.items())),
     )
+    kinds = {"step": int, "digest": str, "evaluated": bool, "attempt": str}
+    wrong = [name for name, kind in kinds.items() if type(getattr(found, name)) is not kind]
+    if wrong or found.step < 0 or not all(isinstance(sha, str) for sha in state.values()):
+        raise ValueError(f"wrong are {', '.join(wrong) or 'its step or state'}")
+    return found
 
 
 def publish_policy(store: Store, run: str, step: int, folder: Path) -> None:

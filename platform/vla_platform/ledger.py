@@ -26,6 +26,7 @@ import pyarrow as pa
 from envs.hashing import canonical_json, stable_hash
 from vla_platform.cells import CellRows, Problem, Summary, score
 from vla_platform.rows import (
+    OUTCOME,
     ROWS,
     SCHEMA,
     BrokenRowsError,
@@ -77,12 +78,11 @@ class Ledger:
     def cells(self) -> Iterator[Cell]:
         """Every cell ever begun."""
         for name in self.store.children("cells"):
+            key = f"cells/{name}cell.json"
             try:
-                fields = json.loads(self.store.get(f"cells/{name}cell.json"))
-                fields.pop("schema")
-                yield Cell(**fields)
-            except (KeyError, TypeError, ValueError) as error:
-                raise BrokenRowsError(f"cells/{name}cell.json does not describe a cell") from error
+                yield _cell_of(key, self.store.get(key))
+            except KeyError as error:
+                raise BrokenRowsError(f"there is no {key}") from error
 
     def read(self, cell: Cell) -> CellRows:
         """All rows of the cell, compacted and loose; what cannot be trusted is listed apart."""
@@ -217,6 +217,15 @@ class Ledger:
                 yield pa.concat_tables([ROWS.empty_table(), *tables]).combine_chunks()
 
 
+def _cell_of(key: str, data: bytes) -> Cell:
+    try:
+        fields = dict(json.loads(data))
+        fields.pop("schema")
+        return Cell(**fields)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BrokenRowsError(f"{key} does not describe a cell") from error
+
+
 def _loose(cell: Cell, key: str) -> str:
     return f"cells/{cell.id}/episodes/{key}.parquet"
 
@@ -240,10 +249,14 @@ def _keys(cell: Cell, episodes: Iterable[Episode]) -> dict[str, Episode]:
 def _each_once(table: pa.Table, cell: Cell, problems: list[Problem]) -> pa.Table:
     """The first row of every key. Repeats come from overlapping compacted files and are the
     same commit; if they are not, somebody wrote what they should not have."""
+    keys = table["key"].to_pylist()
+    if len(set(keys)) == len(keys):
+        return table
     first: dict[str, int] = {}
-    writers = table["writer"].to_pylist()
-    for index, key in enumerate(table["key"].to_pylist()):
+    told = ("writer", *OUTCOME)
+    claims = list(zip(*(table[name].to_pylist() for name in told), strict=True))
+    for index, key in enumerate(keys):
         known = first.setdefault(key, index)
-        if writers[known] != writers[index]:
+        if claims[known] != claims[index]:
             problems.append(Problem(_loose(cell, key), "two different rows claim this key"))
-    return table if len(first) == table.num_rows else table.take(list(first.values()))
+    return table.take(list(first.values()))

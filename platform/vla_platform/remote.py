@@ -82,7 +82,7 @@ def unpack(data: bytes) -> Any:
     """What `pack` wrote; ValueError for anything malformed. Never unpickles."""
     try:
         return msgpack.unpackb(data, object_hook=_unpack_numpy, strict_map_key=False)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+    except vla_eval.MALFORMED as error:
         raise ValueError(f"not msgpack with numpy arrays: {error}") from None
 
 
@@ -100,12 +100,21 @@ def _pack_numpy(value: Any) -> Any:
 def _unpack_numpy(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" not in value and b"__npgeneric__" not in value:
         return value
-    dtype = np.dtype(value[b"dtype"])
-    if dtype.kind not in _KINDS:
-        raise ValueError(f"an array has dtype {dtype}")
     if b"__npgeneric__" in value:
-        return dtype.type(value[b"data"])
-    return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])
+        return _scalar(vla_eval.number(value[b"dtype"]), value[b"data"])
+    return vla_eval.array_of(value[b"dtype"], value[b"data"], value[b"shape"])
+
+
+def _scalar(dtype: np.dtype, value: Any) -> np.generic:
+    """ValueError for what the dtype cannot hold, rather than infinity or something near."""
+    if not isinstance(value, bool | int | float):
+        raise ValueError(f"a number is a {type(value).__name__}")
+    with np.errstate(over="ignore"):
+        found: np.generic = dtype.type(value)
+        same = found == value or value != value
+    if not same:
+        raise ValueError(f"{value!r} is no {dtype}")
+    return found
 
 
 class Dialect(Protocol):
@@ -153,7 +162,7 @@ def _open(url: str, dialect: str, timeout: float) -> tuple[ClientConnection, str
             proxy=None,
             additional_headers=_credentials(),
         )
-        declared = DIALECTS[dialect].greet(connection, timeout)
+        return connection, declared_by(DIALECTS[dialect], connection, timeout)
     except (OSError, WebSocketException, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise PolicyUnavailableError(
@@ -163,9 +172,17 @@ def _open(url: str, dialect: str, timeout: float) -> tuple[ClientConnection, str
         raise PolicyRefusedError(
             f"{url} is not a policy server of {dialect}'s protocol: its first message is {error}"
         ) from None
+
+
+def declared_by(dialect: Dialect, line: ClientConnection, timeout: float) -> str:
+    """What the server on a fresh line declares, as canonical JSON; ValueError for no such thing."""
+    declared = dialect.greet(line, timeout)
     if not isinstance(declared, dict):
-        raise PolicyRefusedError(f"{url} is no policy server of {dialect}'s: it declares no dict")
-    return connection, canonical_json(_plain(declared))
+        raise ValueError(f"a {type(declared).__name__}, not a dict")
+    try:
+        return canonical_json(_plain(declared))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not what JSON can hold: {error}") from None
 
 
 def _credentials() -> dict[str, str]:
@@ -224,7 +241,7 @@ class Lines:
             line.close()
             raise PolicyRefusedError(f"{policy} gave no actions: {error}") from None
         self._give_back(policy, line)
-        return _actions(policy, answer)
+        return actions_in(policy, answer)
 
     def close(self) -> None:
         with self._lock:
@@ -252,10 +269,15 @@ class Lines:
             self._idle.setdefault(policy.url, []).append(line)
 
 
-def _actions(policy: Remote, answer: Any) -> np.ndarray:
+def actions_in(policy: Remote, answer: Any) -> np.ndarray:
+    """Actions [k, 7] of an answer; PolicyRefusedError when it holds none."""
     if not isinstance(answer, dict) or "actions" not in answer:
         raise PolicyRefusedError(f"{policy} answered without a field 'actions'")
-    actions = np.asarray(answer["actions"], np.float32)
+    try:
+        with np.errstate(over="ignore"):  # infinities are refused with every policy's actions
+            actions = np.asarray(answer["actions"], np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise PolicyRefusedError(f"{policy} answered no numbers: {error}") from None
     if actions.ndim != 2 or actions.shape[1] < 7:
         return actions  # refused by whoever checks every policy's actions
     # Padded to a robot with more joints: what lies beyond the seventh column is not ours.

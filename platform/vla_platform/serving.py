@@ -27,6 +27,7 @@ from vla_platform import vla_eval
 from vla_platform.artifacts import Checkpoint
 from vla_platform.batcher import Batcher, Policy, checked
 from vla_platform.remote import LARGEST, pack, unpack
+from vla_platform.vla_eval import BadRequestError, frame_of
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +38,12 @@ IMAGE_KEYS = ("image", "observation/image")
 WRIST_KEY, STATE_KEY = "observation/wrist_image", "observation/state"
 """What openpi's LIBERO clients send besides; our own policies look at neither."""
 WRIST = "wrist"
-LARGEST_SIDE = 4096
-"""Pixels."""
 HEALTH = "/healthz"
 SCHEMES = ("Api-Key ", "Bearer ")
 """What may stand before the token; openpi-client writes the first."""
 
 Resize = Callable[[np.ndarray], np.ndarray]
 """Frames uint8 [B, H, W, 3] to the size that the policy sees."""
-
-
-class BadRequestError(ValueError):
-    """A message that cannot be answered; its text is sent to the client."""
 
 
 class PolicyServer:
@@ -173,7 +168,7 @@ def observation_of(message: str | bytes, count: int) -> Observation:
         raise BadRequestError("send msgpack in a binary message, not text")
     try:
         sent = unpack(message)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadRequestError(f"the message is {error}") from None
     if not isinstance(sent, dict):
         raise BadRequestError(f"send a dict of an image and a prompt, not a {type(sent).__name__}")
@@ -194,21 +189,6 @@ def _image(sent: Mapping[Any, Any]) -> Any:
             f"no array under {IMAGE_KEYS[0]!r} or {IMAGE_KEYS[1]!r}; the message has {known}"
         )
     return image
-
-
-def frame_of(image: Any) -> np.ndarray:
-    """The frame uint8 [H, W, 3], or BadRequestError."""
-    if not isinstance(image, np.ndarray):
-        raise BadRequestError(f"a frame must be an array, not a {type(image).__name__}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise BadRequestError(
-            f"the image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
-        )
-    if not 0 < min(image.shape[:2]) <= max(image.shape[:2]) <= LARGEST_SIDE:
-        raise BadRequestError(
-            f"the image's sides must be 1 to {LARGEST_SIDE} pixels, not {list(image.shape[:2])}"
-        )
-    return image.copy()  # what was unpacked cannot be written to, which torch dislikes
 
 
 def is_token(shown: str, token: str) -> bool:

@@ -22,6 +22,7 @@ TASKS = (
     "hang",
     "killed",
     "wrong dtype",
+    "grey",
 )
 
 ROW = Benchmark(
@@ -58,7 +59,8 @@ class Fake:
     def _look(self, value):
         dtype = np.float16 if self.task == "wrong dtype" else np.uint8
         ramp = (np.arange(0, 160, 20)[:, None, None] + value) % 256
-        return Observation(np.tile(ramp, (1, 8, 3)).astype(dtype), f"count {value}")
+        image = np.tile(ramp, (1, 8, 3)).astype(dtype)
+        return Observation(image[..., 0] if self.task == "grey" else image, f"count {value}")
 
     def execute(self, actions):
         fault = getattr(self, "_" + self.task, None)

@@ -64,6 +64,7 @@ def test_recording_returns_a_frame_for_every_step(fake):
         ("exit in reset", ["'reset'", "exit code 7", "no such display"]),
         ("hang in reset", ["longer than 1 s", "'reset'", "killed", "fake_simulator.py"]),
         ("wrong dtype", ["float16"]),
+        ("grey", ["sent a malformed message", "'image' is uint8 [8, 8]"]),
     ],
 )
 def test_faults_in_reset_are_explained_and_survived(fake, task, says):

@@ -43,6 +43,8 @@ def test_a_message_survives_the_wire(pair):
     arrays = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "none": np.zeros((0, 3), np.uint8),
+        "one": np.array(1.5),
+        "big-endian": np.arange(3, dtype=">f4"),
     }
     got = through(pair, Message("kind", {"n": np.int64(3), "yes": np.bool_(True)}, arrays))
     assert (got.kind, got.data) == ("kind", {"n": 3, "yes": True})
@@ -78,6 +80,12 @@ def test_observations_results_and_demonstrations_survive(pair):
         (raw(b'["x", {}, [["a", "uint8", [-1]]]]'), "impossible shape", False),
         (raw(b'["x", {}, [["a", "uint8", [9]]]]', b"12"), "need 9 bytes, its body has 2", False),
         (raw(b"[" * 100_000), "not [kind, data, arrays]", False),
+        # numpy makes no such array, although it would be empty.
+        (raw(b'["x", {}, [["a", "uint8", [0, 1073741824, 1073741824, 1073741824]]]]'), "shape", 0),
+        (raw(b'["x", {}, [["a", "uint8", [1]], ["a", "uint8", [1]]]]', b"12"), "of one name", 0),
+        (raw(b'["x", {}, [["a", "bool", [2]]]]', b"\x01\x02"), "neither true nor false", False),
+        (raw(b'["x", {}, [[7, "uint8", [1]]]]', b"1"), "not [kind, data, arrays]", False),
+        (raw(b'["x", {}, [["a", "uint8", ""]]]', b"1"), "not [kind, data, arrays]", False),
         (raw(b"{}", magic=b"HTTP"), "starts with b'HTTP'", True),
         (struct.pack("!4sIQ", wire.MAGIC, 1 << 30, 0), "too many bytes", True),
         (struct.pack("!4sIQ", wire.MAGIC, 2, 1 << 62), "too many bytes", True),
@@ -88,7 +96,7 @@ def test_malformed_messages_are_refused_by_name(pair, data, says, fatal):
     with pytest.raises(wire.WireError) as caught:
         wire.receive(pair[1])
     assert says in str(caught.value)
-    assert caught.value.fatal is fatal
+    assert caught.value.fatal is bool(fatal)
     if not fatal:
         assert through(pair, Message("next")).kind == "next"
 
@@ -105,6 +113,14 @@ def test_a_message_cut_short_is_a_closed_connection(pair):
     [
         (Message("rest"), "Did you mean 'reset'?"),
         (Message("reset", {"task": "count"}), "lacks the field 'initial_state'"),
+        (Message("reset", {"task": "count", "initial_state": [1]}), "is [1], not a int"),
+        (Message("reset", {"task": "count", "initial_state": "0x1"}), "not a int"),
+        (
+            Message("execute", {}, {"actions": np.ones((2, 9), np.float32)}),
+            "not float32 ['any', 7]",
+        ),
+        (Message("execute", {}, {"actions": np.full((2, 7), np.nan, np.float32)}), "finite"),
+        (Message("open", {"benchmark": as_json(ROW)}), "came twice"),
         (Message("execute"), "lacks the array 'actions'"),
         (Message("demonstrate", {}), "has no scripted expert"),
     ],

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from vla_platform.cells import IncompleteCellError
-from vla_platform.ledger import Ledger
+from vla_platform.ledger import Ledger, _digest
 from vla_platform.rows import (
     ROWS,
     BrokenRowsError,
     Cell,
     Episode,
     Row,
+    decode_row,
     encode,
     encode_row,
     episode_of,
@@ -271,6 +272,11 @@ def other_columns() -> bytes:
 
 
 def altered_field() -> bytes:
+    flat = {**row_of(EPISODES[1]).flat(), "instruction": "push 9"}
+    return encode(pa.Table.from_pylist([flat], ROWS))
+
+
+def altered_bytes() -> bytes:
     return encode_row(row_of(EPISODES[1])).replace(b"push 0", b"push 9")
 
 
@@ -290,6 +296,7 @@ BROKEN = {
     "other columns": (other_columns, "other columns than schema 2: seed"),
     "another's row": (lambda: encode_row(row_of(EPISODES[2])), "row of another episode"),
     "altered field": (altered_field, "row of another episode"),
+    "altered bytes": (altered_bytes, "not readable as Parquet"),
     "two rows": (
         lambda: encode(pa.Table.from_pylist([row_of(EPISODES[1]).flat()] * 2, ROWS)),
         "2 rows instead of one",
@@ -376,3 +383,41 @@ def test_nothing_stored_holds_a_secret(ledger: Ledger, monkeypatch: pytest.Monke
         data = ledger.store.get(key)
         assert b"planted" not in data and b"AWS" not in data
         assert not key.endswith(".json") or json.loads(data)
+
+
+def test_no_flipped_bit_of_a_row_is_read_as_another_outcome():
+    """Half of what is stored is not in the key: pages have a checksum of their own."""
+    row = row_of(EPISODES[0])
+    data, key = encode_row(row), row.episode.key
+    whole, refused = decode_row(data, key), 0
+    for place in range(3, len(data), 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        try:
+            assert decode_row(bytes(flipped), key).equals(whole)
+        except BrokenRowsError:
+            refused += 1
+    assert refused > len(data) // 14
+
+
+def test_a_name_that_is_no_text_is_a_broken_row():
+    data = encode_row(row_of(EPISODES[0]))
+    at = data.index(b"success_last")  # in the schema
+    with pytest.raises(BrokenRowsError, match="UnicodeDecodeError"):
+        decode_row(data[:at] + b"\xff" + data[at + 1 :], EPISODES[0].key)
+
+
+def test_one_writer_that_contradicts_itself_is_a_problem(local: Ledger):
+    won = row_of(EPISODES[0], success=True)
+    for rows in ([won], [dataclasses.replace(won, success=False)]):
+        data = encode(pa.Table.from_pylist([row.flat() for row in rows], ROWS))
+        local.store.put(f"cells/{CELL.id}/cell-{_digest(data)}.parquet", data)
+    with pytest.raises(BrokenRowsError, match="two different rows"):
+        local.read(CELL).require_sound()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '{"schema": 2, "policy": 1}', "[" * 5000])
+def test_a_cell_json_of_something_else(local: Ledger, text: str):
+    local.store.put(f"cells/{CELL.id}/cell.json", text.encode())
+    with pytest.raises(BrokenRowsError, match="does not describe a cell"):
+        list(local.cells())

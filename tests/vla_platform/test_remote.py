@@ -6,10 +6,18 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgpack
 import numpy as np
 import pytest
-from vla_platform.adapters import ADAPTERS, axis_angle_state, converted, require_alike
+from vla_platform.adapters import (
+    ADAPTERS,
+    axis_angle_state,
+    converted,
+    declared_actions,
+    require_alike,
+)
 from vla_platform.assignments import Assignment
 from vla_platform.batcher import BadActionsError
 from vla_platform.candidates import Served, candidates
@@ -17,8 +25,12 @@ from vla_platform.cluster import Limits
 from vla_platform.courier import Courier
 from vla_platform.remote import (
     Lines,
+    OpenPi,
     PolicyRefusedError,
     PolicyUnavailableError,
+    Remote,
+    actions_in,
+    declared_by,
     metadata_of,
     pack,
     unpack,
@@ -205,3 +217,25 @@ def test_real_libero_is_shown_as_openpis_policies_learnt_it(tmp_path):
         )
         slot.process.close()
     assert (played.steps, played.replans) == (8, 2)
+
+
+@pytest.mark.parametrize("actions", ["words", [[1.0], [1.0, 2.0]], {"x": 1}])
+def test_an_answer_of_no_numbers_is_refused(actions):
+    spec = ActionSpec(1.0, "euler", 1.0, 1)
+    policy = Remote("ws://here", "{}", "e", "observation", spec, spec)
+    with pytest.raises(PolicyRefusedError, match="answered no numbers"):
+        actions_in(policy, {"actions": actions})
+
+
+@pytest.mark.parametrize("declared", [{"a": np.nan}, {"a": msgpack.Timestamp(1)}, [1], None])
+def test_what_no_json_can_hold_is_no_declaration(declared):
+    line = SimpleNamespace(recv=lambda timeout: msgpack.packb(declared))
+    with pytest.raises(ValueError, match=r"not (a dict|what JSON can hold)|JSON compliant"):
+        declared_by(OpenPi(), line, 1.0)
+
+
+def test_declared_actions_mean_something():
+    whole = {**vars(ActionSpec(1.0, "euler", 1.0, 1))}
+    for wrong in ({"gripper_close": 0}, {"rotation_scale": -1.0}, {"rotation": "quaternion"}):
+        with pytest.raises(ValueError, match="not an ActionSpec"):
+            declared_actions({"action_spec": {**whole, **wrong}}, ADAPTERS["observation"], "")

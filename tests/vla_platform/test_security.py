@@ -123,8 +123,13 @@ def test_a_pickle_for_a_policy(
 
 def test_a_pickle_for_a_marker(store: Store, bomb: bytes):
     store.put(f"policies/{RUN}/step-00000001/{artifacts.COMPLETE}", bomb)
-    with pytest.raises(ValueError, match="decode"):
+    with pytest.raises(ValueError, match=f"{artifacts.COMPLETE} marks no checkpoint"):
         artifacts.checkpoints(store, RUN)
+    for marker in ({}, {"step": "1", "digest": "a"}, {"step": 1, "digest": 2}, [], None):
+        key = f"policies/{RUN}/step-00000001/{artifacts.COMPLETE}"
+        store.put(key, json.dumps(marker).encode())
+        with pytest.raises(ValueError, match="marks no checkpoint"):
+            artifacts.checkpoints(store, RUN)
 
 
 def manifest_for(shard: str, data: bytes) -> bytes:
@@ -257,9 +262,8 @@ def test_a_markers_digest_names_no_folder_elsewhere(
     store: Store, policy_files: dict[str, bytes], digest: object
 ):
     put_policy(store, policy_files, digest=digest)
-    (checkpoint,) = artifacts.checkpoints(store, RUN)
-    with pytest.raises((ValueError, TypeError)):
-        artifacts.fetch_policy(store, checkpoint)
+    with pytest.raises(ValueError, match="train the run again"):
+        artifacts.fetch_policy(store, *artifacts.checkpoints(store, RUN))
 
 
 def test_a_manifests_shards_lie_beside_it(store: Store, tmp_path: Path):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from vla_platform import serving
@@ -97,6 +98,15 @@ def test_actions_do_not_depend_on_the_other_clients(url):
 
 
 GOOD = {"image": np.zeros((8, 8, 3), np.uint8), "prompt": "reach"}
+
+
+def sent_as(**other):
+    """A frame as it travels, but for some of its fields."""
+    layout = {"__ndarray__": True, "data": bytes(192), "dtype": "|u1", "shape": [8, 8, 3]}
+    image = {name.encode(): value for name, value in {**layout, **other}.items()}
+    return msgpack.packb({"image": image, "prompt": "reach"})
+
+
 FAULTS = [
     (b"\xc1\x00", "not msgpack"),
     (b"\x91" * 5000, "not msgpack"),
@@ -110,6 +120,12 @@ FAULTS = [
     (pack({**GOOD, "image": np.zeros((0, 8, 3), np.uint8)}), "1 to 4096"),
     (pack({**GOOD, "prompt": 7}), "'prompt' must be a text, not a int"),
     (pack({"image": GOOD["image"]}), "'prompt' must be a text, not a NoneType"),
+    (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}}), "300"),
+    (sent_as(dtype="f4,"), "'f4,'"),
+    (sent_as(dtype=","), "invalid syntax"),
+    (sent_as(dtype=None), "dtype None"),
+    (sent_as(shape=None), "shape None"),
+    (sent_as(shape=[8, 8, -1]), "shape [8, 8, -1]"),
     (pack({**GOOD, "seed": -1}), "'seed' must be a whole number from 0, not -1"),
     (pack({**GOOD, "prompt": "reach " * 600}), "shorten the instruction"),
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,16 @@ def test_compressed_frames_are_read(policy, url):
         np.testing.assert_allclose(ask(line, sent), expected, atol=1e-5)
 
 
+def bomb():
+    """A PNG that says it has ten billion pixels."""
+    packed = io.BytesIO()
+    Image.fromarray(frame(0, 8)).save(packed, "PNG")
+    data = bytearray(packed.getvalue())
+    data[16:24] = struct.pack(">II", 100_000, 100_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return {"format": "png", "data": bytes(data)}
+
+
 @pytest.mark.parametrize(
     ("message", "said"),
     [
@@ -89,9 +101,14 @@ def test_compressed_frames_are_read(policy, url):
             pack("observation", {"images": {"a": np.zeros((4, 4))}, "task_description": TASK}, 1),
             "not float64",
         ),
+        (
+            pack("observation", {"images": {"a": {"__image__": 1, **bomb()}}}, 1),
+            "DecompressionBomb",
+        ),
+        (pack("observatoin", {}, 1), "none that a client sends"),
     ],
     # Messages carry the time, and every worker of a run must call a test the same.
-    ids=["bytes", "text", "no frames", "a list", "floats"],
+    ids=["bytes", "text", "no frames", "a list", "floats", "bomb", "strange type"],
 )
 def test_a_fault_is_told_to_its_client_alone(url, message, said):
     with client(url) as faulty, client(url) as other:
@@ -101,12 +118,22 @@ def test_a_fault_is_told_to_its_client_alone(url, message, said):
         assert ask(other, frame(1)).shape == ask(faulty, frame(1)).shape == (7,)
 
 
+def test_a_bad_observation_is_told_where_its_answer_was_known_already(url):
+    with client(url) as line:
+        assert ask(line, frame(1)).shape == (7,)
+        assert "not a NoneType" in ask(line, None)  # the second of the chunk's actions is left
+        assert ask(line, frame(1)).shape == (7,)
+
+
 def test_what_a_server_declares_is_compared_with_the_benchmark():
     base = ActionSpec(1.0, "euler", 1.0, 1)
     declared = vla_eval.dimensions(ActionSpec(0.05, "axis_angle", 0.5, -1))
     assert meant(declared, base) == ActionSpec(1.0, "axis_angle", 1.0, -1)
     with pytest.raises(ValueError, match="position is absolute_xyz"):
         meant({"position": {"format": "absolute_xyz"}}, base)
+    for strange in ([], {"position": None}, {"position": {"format": []}}):
+        with pytest.raises(ValueError, match="the server"):
+            meant(strange, base)
 
 
 def met(url, tmp_path):

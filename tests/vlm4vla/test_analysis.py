@@ -340,3 +340,32 @@ def test_boxes_against_matplotlib():
 
 def test_the_module_needs_no_torch():
     assert not {"torch", "ray"} & set(vars(analysis))
+
+
+def test_the_best_of_cells_with_thousands_of_trials():
+    """The binomial's coefficients are no floats from 1,030 trials on."""
+    small, large = winners_inflation(4, 1000, 0.5), winners_inflation(4, 4000, 0.5)
+    assert large == pytest.approx(small / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: mcnemar(-1, 5),
+        lambda: holm([0.1, float("nan")]),
+        lambda: box([]),
+        lambda: box([1.0, float("inf")]),
+        lambda: best_of({}),
+        lambda: best_of({"a": (3, 2)}),
+        lambda: chain_metrics([1.5, 2.0]),
+        lambda: chain_metrics([0.0, 5.0]),
+        lambda: correlate([1, 2, 3, float("nan")], [1, 2, 3, 4]),
+        lambda: across_seeds([(0, 0)]),
+        lambda: trials_to_tell_apart(0.5, 1.5),
+        lambda: trials_to_tell_apart(2e-313, 0.0),
+        lambda: across_trainings([[-1e308, 1.0], [-1e308]]),
+    ],
+)
+def test_no_figure_is_made_of_nothing(ask):
+    with pytest.raises(ValueError, match=r"not|needs?|lie"):
+        ask()

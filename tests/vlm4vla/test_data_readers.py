@@ -1,5 +1,6 @@
 """Readers of CALVIN, LIBERO and RLDS on small data in the published layouts (`published.py`)."""
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.vlm4vla import published
 from vlm4vla.data.calvin import Calvin
+from vlm4vla.data.frames import decode
 from vlm4vla.data.libero_hdf5 import LiberoHdf5, moving
 from vlm4vla.data.rlds import Rlds, binary_gripper
 from vlm4vla.data.source import BadEpisodeError
@@ -294,3 +297,63 @@ def test_wrong_dimension_and_nan_in_calvin(tmp_path):
         source.read(0)
     with pytest.raises(BadEpisodeError, match=r"row 1: action 1 is not finite"):
         source.read(1)
+
+
+def test_a_png_with_a_broken_chunk_is_damaged():
+    data = bytearray(published.png(published.smooth(1, 16)[0]))
+    data[33:37] = (int.from_bytes(data[33:37], "big") - 6).to_bytes(4, "big")  # its first length
+    with pytest.raises(ValueError, match=r"damaged or truncated \(broken PNG file"):
+        decode(bytes(data))
+
+
+def test_no_other_format_of_pictures_is_decoded():
+    """Pillow's other decoders are many, and one starts a program."""
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "EPS")
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        decode(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("features", "why"),
+    [
+        ({"steps/observation/image": np.zeros(3)}, "must be bytes"),
+        ({"steps/language_instruction": []}, "no instruction"),
+        ({"steps/action": [b"1"] * 21}, "holds bytes, not numbers"),
+    ],
+)
+def test_rlds_features_of_another_kind_are_named(tmp_path, features, why):
+    good = parse_example(published.rlds_record(3, 1, "image")[0])
+    published.rlds(
+        tmp_path / "1.0.0", "libero_10", [[build_example({**good, **features})]], "image"
+    )
+    with pytest.raises(BadEpisodeError, match=why):
+        Rlds(tmp_path / "1.0.0").read(0)
+
+
+@pytest.mark.parametrize("info", ["[]", "{", '{"name": 3}', '{"name": "libero", "splits": 1}'])
+def test_rlds_description_of_something_else(tmp_path, info):
+    published.rlds(tmp_path / "1.0.0", "libero_10", [[]], "image")
+    (tmp_path / "1.0.0" / "dataset_info.json").write_text(info)
+    with pytest.raises(ValueError, match=r"1\.0\.0"):
+        Rlds(tmp_path / "1.0.0")
+
+
+def test_libero_damage_beyond_its_head_hides_its_file_alone(tmp_path):
+    for name in ("bowl", "cup"):
+        published.libero(tmp_path / f"{name}_demo.hdf5", [3])
+    path = tmp_path / "bowl_demo.hdf5"
+    path.write_bytes(path.read_bytes().replace(b"HEAP", b"HOLE"))
+    source = LiberoHdf5([tmp_path])
+    with pytest.raises(BadEpisodeError, match=r"bowl_demo\.hdf5: damaged or truncated"):
+        source.read(0)
+    assert source.read(1).steps == 3
+
+
+@pytest.mark.parametrize("told", ["3", "[]", '{"language_instruction": [1]}'])
+def test_libero_language_of_another_kind(tmp_path, told):
+    published.libero(tmp_path / "bowl_demo.hdf5", [3])
+    with h5py.File(tmp_path / "bowl_demo.hdf5", "a") as file:
+        file["data"].attrs["problem_info"] = told
+    with pytest.raises(ValueError, match="no language_instruction"):
+        LiberoHdf5([tmp_path])

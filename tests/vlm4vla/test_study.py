@@ -177,3 +177,27 @@ def test_a_mixture_of_experts_computes_with_few_of_them():
 def test_paper_tables_without_a_training_are_known():
     named = {table.printed for table in study.TABLES.values()}
     assert set(paper_tables()) - named == {"table9_architecture", "figure3_correlation"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 1},
+        {"lr": float("nan")},
+        {"steps": 0},
+        {"batch": True},
+        {"seed": -1},
+        {"image_px": 1.0},
+    ],
+    ids=str,
+)
+def test_a_run_takes_no_value_that_only_looks_right(wrong):
+    """1 and 1.0 are equal, but would be two ids of one training."""
+    with pytest.raises(ValueError, match=rf"Run\.{next(iter(wrong))}"):
+        Run("tiny-paligemma-1", "tabletop", **wrong)
+
+
+def test_a_task_is_not_asked_for_by_what_python_takes_for_a_digit():
+    for name in ("²", "٣", "9" * 5000):
+        with pytest.raises(ValueError, match="Unknown task of calvin"):
+            benchmark("calvin").choose_tasks([name])

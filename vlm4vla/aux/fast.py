@@ -115,17 +115,18 @@ class Fast:
 
     @classmethod
     def load(cls, folder: Path) -> Fast:
-        """What `save` wrote; FileNotFoundError names the file that is missing."""
+        """What `save` wrote; FileNotFoundError names a missing file, ValueError a damaged one."""
         for name in (DESCRIPTION, PACKING):
             if not (folder / name).exists():
                 raise FileNotFoundError(
                     f"{folder / name} is missing: {folder} holds no FAST tokenizer; fit one on "
                     "the demonstrations and save it there"
                 )
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        normaliser = Normaliser.from_json(described["normaliser"])
-        packing = Tokenizer.from_file(str(folder / PACKING))
-        return cls(int(described["chunk"]), float(described["scale"]), normaliser, packing)
+        try:
+            packing = Tokenizer.from_file(str(folder / PACKING))
+        except Exception as error:  # the library raises no other kind
+            raise ValueError(f"{folder / PACKING} is damaged: {error}") from None
+        return cls(*_described((folder / DESCRIPTION).read_bytes()), packing)
 
     def _spell(self, chunks: np.ndarray) -> list[str]:
         """One character per coefficient, lowest frequencies of all dimensions first."""
@@ -134,7 +135,9 @@ class Fast:
         return ["".join(map(chr, row)) for row in rows.tolist()]
 
     def _unpack(self, tokens: Sequence[int]) -> Int[np.ndarray, "k 7"]:
-        strange = [token for token in tokens if not 0 <= token < self.size]
+        known = range(self.size)
+        strange = [token for token in tokens if not hasattr(token, "__index__")]
+        strange += [token for token in tokens if not strange and token not in known]
         if strange:
             raise ValueError(
                 f"token {strange[0]} is none of this FAST tokenizer's {self.size}: it belongs "
@@ -149,6 +152,19 @@ class Fast:
             )
         lowest = _FIRST + _highest(self.chunk, self.scale)
         return (np.array([ord(letter) for letter in text]) - lowest).reshape(-1, ACTION_DIM)
+
+
+def _described(data: bytes) -> tuple[int, float, Normaliser]:
+    try:
+        told = dict(json.loads(data))
+        chunk, scale = told["chunk"], told["scale"]
+        if type(chunk) is not int or type(scale) not in (int, float):
+            raise ValueError(f"chunk {chunk!r:.99}, scale {scale!r:.99}")
+        if not (chunk > 0 and 0 < scale < np.inf):
+            raise ValueError(f"chunk {chunk}, scale {scale}")
+        return chunk, float(scale), Normaliser.from_json(told["normaliser"])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a {DESCRIPTION} ({type(error).__name__}: {error})") from error
 
 
 def _length(chunks: np.ndarray) -> int:

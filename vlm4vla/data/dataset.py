@@ -66,11 +66,28 @@ class Manifest:
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
-        value = json.loads(data)
-        shards = tuple(Shard(**shard) for shard in value.pop("shards"))
-        statistics = Statistics.from_json(value.pop("statistics"))
-        skipped = tuple(value.pop("skipped", ()))
-        return Manifest(**value, shards=shards, statistics=statistics, skipped=skipped)
+        """ValueError for anything but what `to_bytes` gives."""
+        try:
+            value = dict(json.loads(data))
+            shards = tuple(Shard(**shard) for shard in value.pop("shards"))
+            statistics = Statistics.from_json(value.pop("statistics"))
+            skipped = tuple(value.pop("skipped", ()))
+            found = Manifest(**value, shards=shards, statistics=statistics, skipped=skipped)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"not a {MANIFEST} ({type(error).__name__}: {error})") from error
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        texts = [self.name, self.source, self.image, *self.skipped]
+        texts += [text for shard in self.shards for text in (shard.name, shard.sha256)]
+        counts = [self.episodes, self.frames, *(shard.rows for shard in self.shards)]
+        if {type(text) for text in texts} != {str} or self.image not in ENCODINGS:
+            raise ValueError(f"{MANIFEST} has something else where a text belongs")
+        if {type(count) for count in counts} != {int} or min(counts) < 0:
+            raise ValueError(f"{MANIFEST} has something else where a count belongs")
+        if self.frames != sum(shard.rows for shard in self.shards):
+            raise ValueError(f"{MANIFEST} has {self.frames} frames, its shards have others")
 
 
 def encode_shard(
@@ -129,7 +146,7 @@ def sha256(data: bytes) -> str:
 
 
 def path_of(folder: Path, shard: Shard) -> Path:
-    if Path(shard.name).name != shard.name:
+    if Path(shard.name).name != shard.name or shard.name in ("", ".."):
         raise ValueError(f"{folder / MANIFEST} names a shard {shard.name!r} outside its folder")
     return folder / shard.name
 
@@ -142,7 +159,12 @@ def read_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.Table:
             f"{folder / shard.name} is damaged: its checksum differs from {MANIFEST}'s; "
             "delete it and fetch or prepare the dataset again"
         )
-    return pq.read_table(io.BytesIO(data), schema=schema)
+    table = pq.read_table(io.BytesIO(data), schema=schema)
+    if table.num_rows != shard.rows:
+        raise ValueError(
+            f"{folder / shard.name} holds {table.num_rows} rows, {MANIFEST} says {shard.rows}"
+        )
+    return table
 
 
 class Files(Protocol):

@@ -21,6 +21,8 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
+from vlm4vla.data.source import DAMAGE
+
 Resize = Callable[[np.ndarray], np.ndarray]
 DECODERS = min(4, len(os.sched_getaffinity(0)))
 """Threads that decode: decoders work without Python's lock."""
@@ -55,8 +57,9 @@ def decode(data: bytes) -> np.ndarray:
     try:
         if data[:2] == JPEG:  # the same pixels as Pillow's in two thirds of the time
             return simplejpeg.decode_jpeg(data)
-        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))  # writable, as torch asks
-    except (OSError, ValueError) as error:
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        return np.array(picture.convert("RGB"))  # writable, as torch asks
+    except (OSError, Image.DecompressionBombError, *DAMAGE) as error:
         raise ValueError(f"a frame is damaged or truncated ({error})") from error
 
 

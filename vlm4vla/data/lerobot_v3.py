@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 from envs.api import Demonstration, did_you_mean
 from vlm4vla.data.dataset import sha256
 from vlm4vla.data.frames import decode
-from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
+from vlm4vla.data.source import (
+    BadEpisodeError,
+    Entry,
+    Source,
+    demonstration,
+    read_json,
+    understood,
+)
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
 VERSION = "v3.0"
@@ -32,6 +39,10 @@ class LeRobotV3(Source):
     """folder: the dataset's root. camera: a video or image feature; the first one if None."""
 
     def __init__(self, folder: Path, camera: str | None = None) -> None:
+        with understood(folder):
+            self._open(folder, camera)
+
+    def _open(self, folder: Path, camera: str | None) -> None:
         self.folder, self.info = folder, _info(folder)
         features = self.info["features"]
         cameras = [name for name, row in features.items() if row["dtype"] in ("video", "image")]
@@ -117,7 +128,7 @@ def _info(folder: Path) -> dict[str, Any]:
     path = folder / INFO
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: give a LeRobot dataset's root folder")
-    info = json.loads(path.read_text())
+    info = dict(read_json(path))
     if not str(info.get("codebase_version", "")).startswith("v3"):
         found = info.get("codebase_version")
         raise ValueError(f"{path}: version {found}, not v3; convert it with lerobot's own script")
@@ -129,7 +140,7 @@ def _tasks(path: Path) -> dict[int, str]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: no instructions without it")
     table = _table(path)
-    texts = next(name for name in table.column_names if name != "task_index")
+    texts = next((name for name in table.column_names if name != "task_index"), "task")
     return dict(zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True))
 
 
@@ -146,7 +157,7 @@ def _table(path: Path) -> pa.Table:
         file = pq.ParquetFile(path)
         names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
         return file.read(columns=names)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or truncated ({error})") from error
 
 
@@ -158,7 +169,7 @@ def _frames(path: Path, episode: Mapping[str, Any], columns: list[str], where: s
         rows = pq.read_table(path, columns=[*columns, "frame_index"], filters=wanted)
     except FileNotFoundError as error:
         raise BadEpisodeError(where, f"{path} is missing") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise BadEpisodeError(f"{where}: {path}", f"damaged or truncated ({error})") from error
     rows = rows.sort_by("frame_index")
     if rows["frame_index"].to_pylist() != list(range(length)):

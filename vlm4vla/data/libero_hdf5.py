@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import h5py
 import numpy as np
 
 from envs.api import ACTION_DIM, Demonstration
-from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration, rotated
+from vlm4vla.data.source import DAMAGE, BadEpisodeError, Entry, Source, demonstration, rotated
 
 FRAMES = "obs/agentview_rgb"
+_DEMO = re.compile(r"\w*_\d+", re.ASCII)
 STILL = 1e-4
 """An arm action shorter than this moves nothing (`libero_*_no_noops`, OpenVLA's filter)."""
 
@@ -68,17 +70,23 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def _entries(path: Path) -> list[Entry]:
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        return list(_listed(path))
+    except ValueError:
+        raise
+    except (OSError, *DAMAGE) as error:
         why = f"damaged or truncated ({error})"
-        yield Entry(str(path), f"broken {path.name}", None, broken=why)
-        return
-    with file:
+        return [Entry(str(path), f"broken {path.name}", None, broken=why)]
+
+
+def _listed(path: Path) -> Iterator[Entry]:
+    with h5py.File(path, "r") as file:
         if "data" not in file:
             raise ValueError(f"{path}: no group `data`; is it a LIBERO demonstration file?")
         instruction = _instruction(path, file["data"])
+        if strange := [name for name in file["data"] if not _DEMO.fullmatch(name)]:
+            raise ValueError(f"{path}: data/{strange[0]} where demo_<number> belongs")
         for name in sorted(file["data"], key=lambda name: int(name.rpartition("_")[2])):
             ref = (path, name, instruction)
             yield Entry(f"{path}: data/{name}", _identity(file["data"][name], name), ref)
@@ -87,17 +95,17 @@ def _entries(path: Path) -> Iterator[Entry]:
 def _instruction(path: Path, data: h5py.Group) -> str:
     try:
         text = json.loads(data.attrs["problem_info"])["language_instruction"]
-    except (KeyError, ValueError) as error:
+        # Some files hold a list of characters.
+        return "".join(text).strip().strip('"')
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no language_instruction in data.attrs.problem_info") from error
-    # Some files hold a list of characters.
-    return "".join(text).strip().strip('"')
 
 
 def _identity(group: h5py.Group, name: str) -> str:
     """Of the actions: two episodes never share all of them."""
     try:
-        return hashlib.sha256(group["actions"][()].tobytes()).hexdigest()
-    except (KeyError, OSError):
+        return hashlib.sha256(np.asarray(group["actions"][()]).tobytes()).hexdigest()
+    except (OSError, *DAMAGE):
         return f"unreadable {group.file.filename} {name}"
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from envs.api import ACTION_DIM
 
 CLIP = 0.65
 
@@ -27,6 +30,18 @@ class Statistics:
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """ValueError unless each is 7 finite numbers: they may come from a damaged file."""
+        for name, column in vars(self).items():
+            try:
+                found = np.array(column)
+            except ValueError:
+                found = np.empty(0)
+            if found.shape != (ACTION_DIM,) or found.dtype.kind not in "iuf":
+                raise ValueError(f"statistics {name} must be {ACTION_DIM} numbers: {column!r:.99}")
+            if not np.isfinite(found).all():
+                raise ValueError(f"statistics {name} are not finite: {column!r:.99}")
+
     @staticmethod
     def of(actions: np.ndarray) -> Statistics:
         """actions: float32 [N, 7]."""
@@ -36,7 +51,11 @@ class Statistics:
 
     @staticmethod
     def from_json(value: Mapping[str, Sequence[float]]) -> Statistics:
-        return Statistics(**{name: tuple(column) for name, column in value.items()})
+        """ValueError for anything but what `vars` gives of statistics."""
+        try:
+            return Statistics(**{name: tuple(column) for name, column in value.items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"no statistics of actions: {error}") from None
 
 
 def _span(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +124,8 @@ class Normaliser:
 
     @staticmethod
     def from_json(value: Mapping[str, object]) -> Normaliser:
-        statistics = value["statistics"]
-        assert isinstance(statistics, Mapping)
+        """ValueError for anything but what `to_json` gives."""
+        if not isinstance(value, Mapping) or not {"kind", "statistics"} <= value.keys():
+            raise ValueError(f"no normaliser: {value!r:.99}")
+        statistics: Any = value["statistics"]
         return Normaliser(str(value["kind"]), Statistics.from_json(statistics))

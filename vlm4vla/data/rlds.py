@@ -10,7 +10,6 @@ bad, so prepare it with `--skip-bad`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,14 @@ import numpy as np
 
 from envs.api import ACTION_DIM, Demonstration, did_you_mean
 from vlm4vla.data.frames import decode
-from vlm4vla.data.source import BadEpisodeError, Entry, Source, demonstration
+from vlm4vla.data.source import (
+    BadEpisodeError,
+    Entry,
+    Source,
+    demonstration,
+    read_json,
+    understood,
+)
 from vlm4vla.data.tfrecord import Values, parse_example, read_record, records
 
 _FILE = re.compile(r"(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -78,13 +84,14 @@ class Rlds(Source):
     """folder: a version folder (`bridge_orig/1.0.0`). layout: a row of LAYOUTS; by name if None."""
 
     def __init__(self, folder: Path, split: str = "train", layout: str | None = None) -> None:
-        info = _json(folder / "dataset_info.json")
-        self.layout = _layout(layout or info["name"])
-        self.variant = self.layout.image
-        _check_features(folder / "features.json", self.layout)
-        files = _files(folder, split)
-        self.entries = [entry for file in files for entry in _entries(file)]
-        _check_counts(folder, info, split, files, self.entries)
+        with understood(folder):
+            info = _json(folder / "dataset_info.json")
+            self.layout = _layout(layout or info["name"])
+            self.variant = self.layout.image
+            _check_features(folder / "features.json", self.layout)
+            files = _files(folder, split)
+            self.entries = [entry for file in files for entry in _entries(file)]
+            _check_counts(folder, info, split, files, self.entries)
 
     def load(self, entry: Entry) -> Demonstration:
         path, record = entry.ref
@@ -97,9 +104,10 @@ class Rlds(Source):
 
     def _episode(self, steps: Steps) -> Demonstration:
         frames, texts = steps[self.layout.image], steps[self.layout.instruction]
-        assert isinstance(frames, list) and isinstance(texts, list)
-        if not frames:
-            raise ValueError("no frames")
+        if not isinstance(frames, list) or not isinstance(texts, list):
+            raise ValueError("frames and instructions must be bytes")
+        if not frames or not texts:
+            raise ValueError("no frames" if texts else "no instruction")
         actions = _rows(steps["steps/action"], len(frames), "steps/action")
         state = steps.get("steps/observation/state")
         if actions.shape[1] != ACTION_DIM:
@@ -112,6 +120,8 @@ class Rlds(Source):
 
 def _rows(values: Values, steps: int, name: str) -> np.ndarray:
     """A flat feature as [T, dims]."""
+    if isinstance(values, list):
+        raise ValueError(f"{name} holds bytes, not numbers")
     flat = np.asarray(values)
     if flat.size % steps:
         raise ValueError(f"{name} has {flat.size} values for {steps} frames")
@@ -128,7 +138,7 @@ def _layout(name: str) -> Layout:
 def _json(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: give a version folder, such as …/1.0.0")
-    return json.loads(path.read_text())
+    return dict(read_json(path))
 
 
 def _check_features(path: Path, layout: Layout) -> None:

@@ -7,14 +7,24 @@ many workers read at once. Whatever is wrong is said with the file and the row i
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from envs.api import ACTION_DIM, Demonstration
+
+DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RuntimeError, SyntaxError, MemoryError, EOFError, struct.error),
+)
+"""What decoders of files raise for damaged ones, beside OSError, which may be the disk's."""
 
 
 class BadEpisodeError(ValueError):
@@ -67,6 +77,8 @@ class Source(ABC):
             raise
         except (ValueError, KeyError) as error:
             raise BadEpisodeError(entry.where, str(error)) from error
+        except DAMAGE as error:
+            raise BadEpisodeError(entry.where, f"{type(error).__name__}: {error}") from error
         check(demo, entry.where)
         return demo
 
@@ -92,6 +104,26 @@ class Source(ABC):
         return {name: value for name, value in self.__dict__.items() if name != "_firsts"}
 
 
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """ValueError that names the path for whatever its damage makes a reader trip over."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged, or not what it is read as ({why})") from error
+
+
+def read_json(path: Path) -> Any:
+    """ValueError that names the file when it is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
 def check(demo: Demonstration, where: str) -> None:
     """BadEpisodeError unless frames, actions and instruction are what a policy trains on."""
     steps = len(demo.images)
@@ -106,6 +138,8 @@ def check(demo: Demonstration, where: str) -> None:
     if not np.isfinite(demo.actions).all():
         row = int(np.argwhere(~np.isfinite(demo.actions))[0, 0])
         raise BadEpisodeError(where, f"action {row} is not finite: {demo.actions[row].tolist()}")
+    if not isinstance(demo.instruction, str):
+        raise BadEpisodeError(where, f"the instruction is a {type(demo.instruction).__name__}")
     if not demo.instruction.strip():
         raise BadEpisodeError(where, "the instruction is empty")
 
