@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ def _check(name: str, value: object, kind: type) -> None:
     if type(value) is not kind:
         raise ValueError(f"Run.{name} is {value!r:.99}: give a plain {kind.__name__}.")
     least = 0 if name == "seed" else 1 if kind is int else sys.float_info.min
-    if kind is not str and not least <= value < 2**63:  # type: ignore[operator]
+    most = math.inf if kind is float else 2**63
+    if kind is not str and not least <= value < most:  # type: ignore[operator]
         raise ValueError(f"Run.{name} is {value}, not a positive number.")
 
 

@@ -157,6 +157,18 @@ def plain(found: Found) -> Iterable[str]:
     yield table(("", ""), ([k, shown(v)] for k, v in simple.items()))
 
 
+def faults(found: Found) -> Iterable[str]:
+    yield table(("injected", ""), found["faults"].items())
+    lost, episodes = found["episodes_lost_doubled_or_changed"], found["episodes_in_all"]
+    yield f"Of {episodes} episodes {lost} were lost, doubled or changed."
+
+
+def fuzz(found: Found) -> Iterable[str]:
+    targets = found["targets"].items()
+    yield table(("target", "inputs"), ([name, f"{of['inputs']:,}"] for name, of in targets))
+    yield f"{found['inputs']:,} inputs in all; tests/bench/fuzz.json has how each was answered."
+
+
 BENCHES: Mapping[str, Bench] = {
     "rollouts": Bench("Rollouts", "bench-rollouts", "rollouts.json", rollouts, rollouts_growth),
     "simulators": Bench(
@@ -170,7 +182,9 @@ BENCHES: Mapping[str, Bench] = {
         "A policy beside its bare VLM", "bench-overhead", "policy_overhead.json", growth=overhead
     ),
     "report": Bench("The report", "bench-report", "report.json", growth=plain),
-    "faults": Bench("Faults", "bench-faults", "faults.json", growth=plain),
+    "faults": Bench("Faults", "bench-faults", "faults.json", growth=faults),
+    "scale": Bench("Past this machine (docs/scale.md)", "bench-scale", "scale.json"),
+    "fuzz": Bench("Bad input", "fuzz", "fuzz.json", growth=fuzz),
 }
 
 
