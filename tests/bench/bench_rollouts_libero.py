@@ -173,10 +173,10 @@ def against_peer(size: Size, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     except peer.PeerMissingError as missing_peer:
         print(f"no peer: {missing_peer}", flush=True)
         return {"missing": str(missing_peer)}
-    one = [beside_peer(size)]
+    before = beside_peer(size)
     theirs = peer.measure(SUITE, TASKS, size.peer_trials, size.steps, CHUNK, PROCESSES)
     # Two views of 256 pixels, rendered at replans, are the peer's own cameras.
-    both, ours = beside_peer(size, **TWO_VIEWS), pooled([*one, beside_peer(size)])
+    both, ours = beside_peer(size, **TWO_VIEWS), pooled([before, beside_peer(size)])
     rate, by_cpu = theirs["steps_per_s"], theirs["steps_per_cpu_s"]
     found = {
         "peer": theirs,
