@@ -17,15 +17,10 @@ from vla_platform.video import encode_mp4
 from dashboards.archive import open_archive
 from dashboards.guard import Guard, loopback
 from dashboards.live import AT_WORK_S, Live, at_work, cells_to_compare, pairs, verdict
-from tests.dashboards.builder import Builder, made, share
+from tests.dashboards.builder import made, share
 from tests.dashboards.chromium import BINARY, chromium
 from tests.seaweed import free_ports
 from vlm4vla.run import Run
-
-
-@pytest.fixture
-def builder(tmp_path):
-    return Builder(str(tmp_path / "store"))
 
 
 def two_runs(builder, **fields):

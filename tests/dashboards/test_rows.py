@@ -13,15 +13,10 @@ from dashboards.archive import ArchiveError, open_archive
 from dashboards.cells import BROKEN, COMPLETE, UNFINISHED
 from dashboards.rows import COLUMNS, SCHEMAS, read_cells
 from dashboards.runs import read_study, thin
-from tests.dashboards.builder import Builder, made, share
+from tests.dashboards.builder import made, share
 from vlm4vla.run import Run
 
 TASKS = ("reach", "push", "pick-and-place")
-
-
-@pytest.fixture
-def builder(tmp_path):
-    return Builder(str(tmp_path / "store"))
 
 
 def one_cell(builder):
