@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer fuzz clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer fuzz soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -20,7 +20,7 @@ sweep: $(READY)  ## the main job: train and evaluate tiny backbones on the table
 	$(BIN)/python jobs/backbone_sweep.py --preset laptop
 
 test: $(READY)  ## the suite for every change, on two cores: much of it waits for processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-full: $(READY)  ## the suite with its long tests: faults, soak, end to end
 	$(BIN)/python -m pytest -q -m 'full or not full'
@@ -85,6 +85,9 @@ bench: $(READY)  ## all of them, then tests/bench/RESULTS.md; ONLY="train data",
 
 fuzz: $(READY)  ## bad input by the million: FOR=240 seconds, KEEP=FOLDER for what is found; totals add up in tests/bench/fuzz.json
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.fuzz --seconds $(or $(FOR),240) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
+
+soak: $(READY)  ## a study in a loop under faults: FOR=2400 seconds, SEED=…, KEEP=FOLDER for logs; totals add up in tests/bench/soak.json
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.soak --seconds $(or $(FOR),2400) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh

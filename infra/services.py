@@ -149,8 +149,12 @@ class Services:
         command += [f"--{name}-port={port}" for name, port in ports.items()]
         command += [f"--ray-client-server-port={self.base + 64}", f"--num-cpus={self.cpus}"]
         command += [f"--temp-dir={self.ray_folder}"]
-        reports = {"metrics_report_interval_ms": SCRAPE_S * 1000}
-        command += [f"--system-config={json.dumps(reports)}"]
+        # Frames travel with their call: see `vla_platform.session`.
+        tuned = {
+            "metrics_report_interval_ms": SCRAPE_S * 1000,
+            "max_direct_call_object_size": 2**20,
+        }
+        command += [f"--system-config={json.dumps(tuned)}"]
         bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         environment = {
             **self.environment(),

@@ -45,6 +45,7 @@ ENV PATH=/opt/vla/.venv/bin:$PATH \
     HF_HOME=/var/lib/vla/cache/huggingface \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_max_direct_call_object_size=1048576 \
     PYTHONUNBUFFERED=1
 WORKDIR /opt/vla
 USER 1000:1000

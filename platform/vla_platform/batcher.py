@@ -21,8 +21,9 @@ from vla_platform.artifacts import Checkpoint
 GATHER_S = 0.004
 """How long a batch waits for company after its first observation…"""
 GATHER_SHARE = 0.5
-"""…or this share of what the last batch took, where it is known how many may yet come: a batch
-that leaves half of them behind costs as much as a full one."""
+"""…and this share of what the last batch took. The shorter of the two; the longer one where it
+is known how many may yet come: a batch that leaves half of them behind costs as much as a full
+one."""
 MOST_POLICIES = 4
 """Checkpoints kept in memory; the least recently used leaves first."""
 
@@ -122,7 +123,8 @@ class Batcher:
 
     def _patience(self) -> float:
         """Seconds, of which none is spent once everybody who may ask has asked."""
-        return GATHER_S if self.company is None else max(GATHER_S, GATHER_SHARE * self.lasted)
+        share = GATHER_SHARE * self.lasted
+        return min(GATHER_S, share) if self.company is None else max(GATHER_S, share)
 
     def _alike(self, backlog: list[_Request]) -> list[_Request]:
         """The oldest request and those that may share its batch, up to the fixed size."""

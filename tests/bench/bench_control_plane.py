@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from vla_platform import session
 from vla_platform.artifacts import Checkpoint, complete_policy, file_digest, publish_policy
 from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.evaluation import Wanted, environment, missing
@@ -177,6 +178,7 @@ def cluster_and_store() -> Iterator[Store]:
     with tempfile.TemporaryDirectory(prefix="cp-", dir="/tmp", ignore_cleanup_errors=True) as name:
         os.environ.update(credentials(), VLA_HOME=f"{name}/home")
         with seaweed(Path(name, "weed")) as server:
+            session.prepare()
             ray.init(address="local", num_cpus=8, include_dashboard=False, _temp_dir=f"{name}/ray")
             try:
                 yield open_store(server.url("bench"))

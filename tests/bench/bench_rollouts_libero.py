@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vla_platform import session
 from vla_platform.cluster import CLUSTERS
 from vla_platform.evaluation import Wanted, environment
 from vla_platform.ledger import Ledger
@@ -33,6 +34,8 @@ from tests.bench.bench_rollouts_loop import ACTION, WARM_UP
 SUITE, TASKS, CHUNK = "libero_object", 1, 8
 PROCESSES = len(os.sched_getaffinity(0))
 """As many simulators as cores that we may use (`taskset`)."""
+BESIDE_LIMIT = PROCESSES + 1
+"""…and one more, which has a core while another simulator waits for its policy."""
 TWO_VIEWS = {"image_size": 256, "views": ["robot0_eye_in_hand"]}
 
 
@@ -45,13 +48,14 @@ class Size:
     """
 
     steps: int = 200
-    trials: int = 8
+    trials: int = 12
     rounds: int = 2
     peer_trials: int = 2 * PROCESSES
     horizons: tuple[int, ...] = (8, 4, 2, 1)
 
     def episodes(self, horizon: int) -> int:
-        return max(PROCESSES, self.trials * horizon // CHUNK)
+        shared = PROCESSES * BESIDE_LIMIT  # whole turns for the limit and for the pool
+        return max(shared, self.trials * horizon // CHUNK)
 
 
 class Constant:
@@ -85,7 +89,7 @@ def row_of(steps: int, **changes: Any) -> Benchmark:
 class OurPool:
     """One pool for every measurement of a row, its children warm before anything is timed."""
 
-    def __init__(self, store: Store, folder: Path, row: Benchmark) -> None:
+    def __init__(self, store: Store, folder: Path, row: Benchmark, simulators: int) -> None:
         self.store, self.row, self.measured = store, row, 0
         self.policy = checkpoint(store, folder)
         self.fingerprint = environment(Ledger(store), row)
@@ -93,9 +97,16 @@ class OurPool:
         self.pool = Pool(
             store,
             load,
-            replace(cluster, hosts=1, slots=PROCESSES, simulator_cores=PROCESSES, batch=PROCESSES),
+            replace(
+                cluster,
+                hosts=1,
+                replicas=1,
+                slots=simulators,
+                simulator_cores=simulators,
+                batch=simulators,
+            ),
         )
-        self._play(trials=PROCESSES, horizon=CHUNK, first=WARM_UP, tasks=row.tasks[:1])
+        self._play(trials=simulators, horizon=CHUNK, first=WARM_UP, tasks=row.tasks[:1])
 
     def _play(self, **changes: Any) -> Rate:
         """These episodes, each under a key of its own."""
@@ -112,13 +123,16 @@ class OurPool:
 
 
 @contextmanager
-def our_pool(row: Benchmark) -> Iterator[OurPool]:
+def our_pool(row: Benchmark, simulators: int) -> Iterator[OurPool]:
     import ray
+
+    session.prepare()
 
     with tempfile.TemporaryDirectory(prefix="br-", dir="/tmp", ignore_cleanup_errors=True) as name:
         ray.init(address="local", num_cpus=8, include_dashboard=False, _temp_dir=f"{name}/ray")
         try:
-            ours = OurPool(open_store(f"{name}/store"), Path(name, "policy"), row)
+            store = open_store(f"{name}/store")
+            ours = OurPool(store, Path(name, "policy"), row, simulators)
             with ours.pool:
                 yield ours
         finally:
@@ -128,7 +142,7 @@ def our_pool(row: Benchmark) -> Iterator[OurPool]:
 def against_limit(row: Benchmark, size: Size) -> list[dict[str, Any]]:
     """Per horizon: the limit and our pool in turns, so that both see the same machine."""
     table = []
-    with Loops(row, PROCESSES) as loops, our_pool(row) as ours:
+    with Loops(row, PROCESSES) as loops, our_pool(row, BESIDE_LIMIT) as ours:
         for horizon in size.horizons:
             trials = size.episodes(horizon)
             limits, pools = [], []
@@ -162,7 +176,7 @@ def entry(
 
 def beside_peer(size: Size, **changes: Any) -> Rate:
     """Our pool at the peer's chunk, measured when the peer is: machines change by the minute."""
-    with our_pool(row_of(size.steps, **changes)) as ours:
+    with our_pool(row_of(size.steps, **changes), PROCESSES) as ours:
         return ours.measure(size.trials, CHUNK)
 
 

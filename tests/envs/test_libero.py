@@ -23,7 +23,11 @@ except SimulatorMissing as missing:
 needs_libero = pytest.mark.skipif(not LIBERO, reason=REASON)
 SMALL = 96
 """Pixels where only sameness matters: a frame's cost on a CPU is its pixels."""
-HARD_CASES = [("libero_object", 0), ("libero_10", 2), ("libero_goal", 7)]
+HARD_CASES = [
+    ("libero_object", 0),
+    pytest.param("libero_10", 2, marks=pytest.mark.full),
+    pytest.param("libero_goal", 7, marks=pytest.mark.full),
+]
 
 
 def row_of(suite: str, adapter: str, **args) -> Benchmark:

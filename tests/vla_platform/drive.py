@@ -103,17 +103,17 @@ def play(spec: dict[str, Any]) -> None:
     print(json.dumps({"total": tally.total, "done": tally.done, "errors": errors}), flush=True)  # noqa: T201
 
 
-def keep() -> None:
+def keep(dashboard: bool) -> None:
     import ray
 
     with tempfile.TemporaryDirectory(prefix="fk-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        start_ray(name)
+        start_ray(name, dashboard)
         print(ray.get_runtime_context().gcs_address, flush=True)  # noqa: T201
         sys.stdin.read()  # until whoever started us leaves
         ray.shutdown()
 
 
-def start_ray(folder: str, attempts: int = 5) -> None:
+def start_ray(folder: str, dashboard: bool, attempts: int = 5) -> None:
     """Ray gives its own processes 30 s to come up, which a busy machine may exceed."""
     import ray
 
@@ -122,7 +122,8 @@ def start_ray(folder: str, attempts: int = 5) -> None:
             ray.init(
                 address="local",
                 num_cpus=4,
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_port=0,
                 object_store_memory=200 << 20,
                 _temp_dir=f"{folder}/{attempt}",
             )
@@ -134,4 +135,4 @@ def start_ray(folder: str, attempts: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    keep() if sys.argv[1] == "keep" else play(json.loads(sys.argv[2]))
+    keep("dashboard" in sys.argv) if sys.argv[1] == "keep" else play(json.loads(sys.argv[2]))

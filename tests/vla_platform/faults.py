@@ -36,7 +36,12 @@ from tests.vla_platform.drive import wanted_of
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "VLA_FAULTS_STAGE"
 COMPARED = ["key", "task", "initial_state", "success", "steps", "replans", "final_frame"]
-VICTIMS = {"child": "envs.worker", "host": "ray::Host", "replica": "ray::Replica"}
+VICTIMS = {
+    "child": "envs.worker",
+    "host": "ray::Host",
+    "replica": "ray::Replica",
+    "trainer": "ray::RayTrainWorker",
+}
 """What a process's command line says."""
 ANSWERS = {
     "500": Fault(status=500),
@@ -109,15 +114,18 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
-    """A cluster in a process of its own; it ends when its standard input does."""
+def stage(dashboard: bool = False) -> Iterator[Stage]:
+    """A cluster in a process of its own; it ends when its standard input does.
+
+    dashboard: trainings ask it while they start.
+    """
     mark = uuid.uuid4().hex
     environment = {**os.environ, **credentials(), MARK: mark, "OMP_NUM_THREADS": "1"}
     # A cluster started by a script asks for a token that drivers elsewhere do not send.
     environment["RAY_AUTH_MODE"] = "disabled"
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'platform'}"
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "tests.vla_platform.drive", "keep"],
+        [sys.executable, "-m", "tests.vla_platform.drive", "keep", *["dashboard"] * dashboard],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
