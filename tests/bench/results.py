@@ -102,6 +102,7 @@ def simulators(found: Found) -> Iterable[Ratio]:
                 value = row["times_every step"]
                 by_cpu = row["times_every step, cpu"]
                 yield Ratio(f"{what}, over one every step ({by_cpu:.1f} by CPU)", value, least)
+                yield Ratio(f"{what}, over the published loop", row["times_published"], least)
 
 
 def simulators_growth(found: Found) -> Iterable[str]:
