@@ -136,6 +136,7 @@ def test_cheap_resets_equal_hard_resets(suite, index):
         assert_same(seen, expected.result()[0], images=False)
 
 
+@pytest.mark.full
 @needs_libero
 def test_a_demonstration_is_an_episode_that_succeeds_again():
     """images[t] is what a policy sees before actions[t]."""

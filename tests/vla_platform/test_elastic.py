@@ -78,6 +78,7 @@ def committed(store):
     return len(list(Path(store).glob("cells/*/episodes/*.parquet")))
 
 
+@pytest.mark.full
 def test_told_to_go_a_job_lands_what_flies_and_the_next_one_continues(policy, tmp_path):
     job = evaluate(tmp_path / "store", policy)
     deadline = time.monotonic() + 90

@@ -110,6 +110,7 @@ def test_a_run_keeps_checkpoints_and_the_figures_of_every_step(store, undisturbe
     assert b"train/loss" in (Path(places.cache()) / "events").read_bytes()
 
 
+@pytest.mark.full
 def test_a_killed_worker_resumes_and_it_and_the_run_after_it_end_with_the_same_weights(
     store, undisturbed, tmp_path
 ):
