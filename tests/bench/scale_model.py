@@ -60,7 +60,7 @@ class Costs:
     """Seconds that an inference call takes at least. Assumed: the peer's server answers 486
     observations/s in batches of 16 on an H100."""
     wait_batch_s: float = 0.004
-    """Seconds an idle replica waits for company: `vla_platform.batcher.GATHER_S`."""
+    """Seconds an idle replica waits for company, at most: `vla_platform.batcher.GATHER_S`."""
     wait_call_s: float = 0.003
     """Seconds a host waits for company, at most: `vla_platform.courier.GATHER_S`."""
     wait_call_share: float = 0.1

@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ DAEMONS = re.compile(r"gcs_server|raylet/raylet|dashboard/dashboard\.py|dashboar
 
 @dataclass
 class Ground:
-    """What lives as long as the soak. totals: over all soaks so far."""
+    """What lives as long as the soak. reference: what an undisturbed study comes to."""
 
     stage: Stage
     server: Seaweed
@@ -105,7 +104,7 @@ def play(ground: Ground, number: int, seed: int) -> dict[str, Any]:
     faults.answering(ground.stage, ground.proxy, SHARE, seed)
     driver: list[subprocess.Popen[str]] = []
     own_ends: list[str] = []
-    with _disturbed(ground, dice, driver):
+    with faults.until_over(_disturbing(ground, dice, driver)):
         for _ in range(ATTEMPTS):
             driver[:] = [ground.job(through, out, log)]
             code = driver[0].wait(timeout=ROUND_S)
@@ -143,73 +142,65 @@ def _compare(found: dict[str, Any], reference: dict[str, Any]) -> None:
         assert not changed, f"{what} that came out otherwise: {changed[:5]}"
 
 
-@contextmanager
-def _disturbed(ground: Ground, dice: random.Random, driver: list[Any]) -> Iterator[None]:
-    """Faults one after another beside the block."""
+def _disturbing(ground: Ground, dice: random.Random, driver: list[Any]) -> Callable[[], None]:
+    """An action for `until_over`: waits, then one fault of some kind."""
     kinds = _kinds(ground, driver, dice)
-    over = threading.Event()
 
-    def loop() -> None:
-        while not over.wait(dice.uniform(*PAUSE_S)):
-            name = dice.choice(sorted(kinds))
-            with suppress(psutil.Error):
-                if kinds[name](over):
-                    ground.stage.injected[name] += 1
+    def act() -> None:
+        time.sleep(dice.uniform(*PAUSE_S))
+        name = dice.choice(sorted(kinds))
+        if kinds[name]():
+            ground.stage.injected[name] += 1
 
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(60)
+    return act
 
 
-Disturb = Callable[[threading.Event], bool]
+Disturb = Callable[[], bool]
 
 
 def _kinds(ground: Ground, driver: list[Any], dice: random.Random) -> dict[str, Disturb]:
-    """By name: does it, returns whether there was something to do it to."""
+    """By name: does it, returns whether there is something to count."""
 
     def killed(kind: str) -> Disturb:
-        def act(over: threading.Event) -> bool:
+        def act() -> bool:
             ground.stage.kill(kind, dice)  # counts for itself
             return False
 
         return act
 
-    def driver_killed(over: threading.Event) -> bool:
-        if dice.random() < 0.5:  # each costs a start and, in a training, a lease's term
+    def driver_killed() -> bool:
+        # Each costs a start and, in a training, a lease's term: half as often as the others.
+        if not driver or driver[0].poll() is not None or dice.random() < 0.5:
             return False
         driver[0].kill()
         return True
 
-    def store_killed(over: threading.Event) -> bool:
+    def store_killed() -> bool:
         ground.server.kill()
-        over.wait(dice.uniform(0.5, 3.0))
+        time.sleep(dice.uniform(0.5, 3.0))
         ground.server.start()
         return True
 
     def network(fault: Fault) -> Disturb:
-        def act(over: threading.Event) -> bool:
+        def act() -> bool:
             usual, ground.proxy.rule = ground.proxy.rule, lambda method, path: fault
-            over.wait(dice.uniform(2.0, 6.0))
+            time.sleep(dice.uniform(2.0, 6.0))
             ground.proxy.rule = usual
             return True
 
         return act
 
-    def disk_full(over: threading.Event) -> bool:
+    def disk_full() -> bool:
         assert ground.disk is not None
         balloon = ground.disk / "balloon"
         with suppress(OSError), balloon.open("wb") as file:
             while True:
                 file.write(bytes(2**20))
-        over.wait(dice.uniform(2.0, 6.0))
+        time.sleep(dice.uniform(2.0, 6.0))
         balloon.unlink()
         return True
 
-    def clock_jumps(over: threading.Event) -> bool:
+    def clock_jumps() -> bool:
         assert ground.clock is not None
         ground.clock.write_text(f"{dice.choice('+-')}{dice.randint(1, 600)}\n")
         return True
@@ -282,7 +273,6 @@ def _faked(clock: Path) -> dict[str, str]:
         "LD_PRELOAD": _libfaketime(),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_CACHE_DURATION": "1",
-        "DONT_FAKE_MONOTONIC": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
 
