@@ -32,6 +32,14 @@ from vla_platform.store_sink import StoreSink
 
 log = logging.getLogger(__name__)
 
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Of workers that compute on a CPU: glibc keeps a step's activations for the next one, in huge
+pages. Asking the kernel for them anew took up to a tenth of a step (`make bench-train`)."""
 MAX_FAILURES = 3
 """Failed attempts in a row of which none gets as far as a new checkpoint."""
 FINAL = (
@@ -110,6 +118,7 @@ def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
             name=f"{run}-{uuid4().hex[:6]}",
             storage_path=str(places.home() / "ray"),
             failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": {} if cluster.gpus_per_worker else ALLOCATOR},
         ),
     )
     trainer.fit()

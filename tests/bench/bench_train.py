@@ -2,27 +2,31 @@
 
     .venv/bin/python tests/bench/bench_train.py [--quick]
 
-Writes train.json beside itself. All contestants live at once and take turns of about a second
-on the same machine, so whatever else runs there slows all of them. A contestant's rate is all
-its samples over all its turns but the first; `to_bare` is the worst ratio of Ray's over bare's.
+Writes train.json beside itself. All contestants live at once and take turns of three steps on
+the same machine, at the same priority, so whatever else runs slows all of them. A contestant's
+rate is all its samples over all its turns but the first; `to_bare` is the worst ratio of Ray's
+over bare's.
 
 bare: forward, backward, clip, torch's fused AdamW, on batches that the same thread prepares
 ahead; two processes under DistributedDataParallel. trainer: transformers' Trainer on the same
 model, batches and optimiser, one process. ours: `vlm4vla.train` in one process.
 ray-zeroN: `vla_platform.training.fit`. The last three save a checkpoint every
 `CHECKPOINT_EVERY` steps. Start-up: from the call of `fit` to the end of its first step; the
-first scene's first one finds Ray just started, the others a warm session.
+first scene's first one finds Ray just started, the others a warm session. `next_startup_s`: in a
+group of workers that trains several runs, from the end of one to the end of the next's first step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -32,7 +36,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import train_turns
-from train_turns import Dropped, Over, TakingTurns, Turns
+from train_turns import STEPS, Dropped, FirstStep, Over, TakingTurns, Turns
 
 from envs import tabletop
 from envs.benchmarks import benchmark
@@ -51,15 +55,15 @@ BACKBONE = "tiny-qwen3vl-2b"
 BATCHES = (256, 384, 512)
 """Global batches of the three sizes; the smallest takes over 0.3 s with two workers."""
 CHECKPOINT_EVERY = 25
-TURN_S = 1.0
-WARM_UP = 3
 ENDLESS = 100_000
+SHORT, RUNS = 3, 4
+"""Steps and number of a sweep's runs, when their start-ups are measured."""
 ROW = benchmark("tabletop")
 ROW = replace(ROW, recipe=replace(ROW.recipe, checkpoints=()))
 
 
-def run_of(batch: int) -> Run:
-    fields = {"init": "scratch", "steps": ENDLESS, "batch": batch}
+def run_of(batch: int, steps: int = ENDLESS) -> Run:
+    fields = {"init": "scratch", "steps": steps, "batch": batch}
     return Run(BACKBONE, "tabletop", **fields).resolved(ROW.recipe)
 
 
@@ -79,7 +83,7 @@ def hugging_face(dataset: Path, batch: int, turns: Turns) -> None:
     from train_peer import TakingTurns, trainer
 
     job, policy, batches = parts(dataset, batch, turns)
-    callback = TakingTurns(turns, batch, WARM_UP, TURN_S)
+    callback = TakingTurns(turns, batch)
     trainer(policy, batches.steps(0, ENDLESS), partial(learning_rate, job), callback)
 
 
@@ -92,7 +96,6 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
         module = torch.nn.parallel.DistributedDataParallel(module)
     parameters = policy.optimised_parameters()
     optimiser = torch.optim.AdamW(parameters, lr=job.recipe.lr, weight_decay=0.0, fused=True)
-    ended, turn, left = time.monotonic(), 1, WARM_UP
     for step, (part,) in batches.steps(0, ENDLESS):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(job, step)
@@ -101,22 +104,10 @@ def bare(dataset: Path, batch: int, turns: Turns) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        left -= 1
-        if left == 0:
-            turn = (
-                turn if step >= WARM_UP else _steps_of_a_turn((time.monotonic() - ended) / WARM_UP)
-            )
-            left = turn
-            if rank == 0:
-                turns.begin() if step < WARM_UP else turns.end(turn * batch)
-            if step >= WARM_UP + turn * (turns.rounds + 1) - 1:
-                return
-
-
-def _steps_of_a_turn(pace: float) -> int:
-    count = torch.tensor([max(1, round(TURN_S / pace))])
-    dist.broadcast(count, 0)
-    return int(count)
+        if (step + 1) % STEPS == 0 and rank == 0:
+            turns.begin() if step < STEPS else turns.end(STEPS * batch)
+        if step + 1 == STEPS * (turns.rounds + 2):
+            return
 
 
 def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> None:
@@ -124,11 +115,22 @@ def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> Non
     engine = Engine(zero=zero, optimiser="fused", checkpoint_every=CHECKPOINT_EVERY)
     for batch, turns in contests.items():
         with tempfile.TemporaryDirectory() as scratch:
-            job = TrainJob(run_of(batch), ROW, dataset, Path(scratch), engine)
+            job = TrainJob(run_of(batch), ROW, dataset, Path(scratch), engine, log_every=1)
             try:
                 train(job, TakingTurns(sink, turns, batch))
             except Over:
                 continue
+
+
+def short(folder: Path, dataset: Path, sink: Any) -> None:
+    """A sweep's run of a few steps."""
+    first = FirstStep(sink)
+    with tempfile.TemporaryDirectory() as scratch:
+        job = TrainJob(run_of(BATCHES[0], SHORT), ROW, dataset, Path(scratch), Engine())
+        train(job, first)
+    if dist.get_rank() == 0:
+        told = {"first": first.at, "ended": time.time()}
+        (folder / f"{first.at}.json").write_text(json.dumps(told))
 
 
 def contestant(role: str, rank: int, workers: int, folder: Path, order: str, rounds: int) -> None:
@@ -189,7 +191,8 @@ def _contest(
         name = f"ray-zero{zero}"
         submitted[name] = time.time()
         contests = contests_of(folder, name, order, rounds)
-        fits.append(pool.submit(_fit, folder, contests, zero, workers))
+        work = partial(ours, contests, zero)
+        fits.append(pool.submit(_fit, folder.parent, work, [f"{name}-{workers}"], ENDLESS, workers))
         _await_began(folder, name, fits[-1])
     for fit in fits:
         fit.result()
@@ -206,7 +209,17 @@ def _contest(
     }
 
 
-def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> None:
+def next_startups(folder: Path, workers: int) -> list[float]:
+    """Seconds from the end of a run to the first step of the next in the same workers."""
+    folder.mkdir(parents=True)
+    names = [f"short-{workers}-{number}" for number in range(RUNS)]
+    _fit(folder.parent, partial(short, folder), names, SHORT, workers)
+    told = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+    return [round(b["first"] - a["ended"], 2) for a, b in itertools.pairwise(told)]
+
+
+def _fit(folder: Path, work: Any, names: Sequence[str], steps: int, workers: int) -> None:
+    """folder: of the data and the store."""
     import ray
     from vla_platform import training
     from vla_platform.cluster import CLUSTERS
@@ -214,11 +227,9 @@ def _fit(folder: Path, contests: dict[int, Turns], zero: int, workers: int) -> N
 
     cluster = replace(CLUSTERS["laptop"], workers=(workers, workers), cpus_per_worker=0.25)
     ray.cloudpickle.register_pickle_by_value(train_turns)  # workers do not find this folder
-    name = f"ray-zero{zero}"
-    work, store = partial(ours, contests, zero), open_store(str(folder.parent / "store"))
     dataset_of = lambda dataset, scratch: dataset.everything()  # noqa: E731
-    task = training.Task(f"{name}-{workers}", name, ENDLESS, "bench", dataset_of)
-    training.fit(work, [task], store, cluster)
+    tasks = [training.Task(name, name, steps, "bench", dataset_of) for name in names]
+    training.fit(work, tasks, open_store(str(folder / "store")), cluster)
 
 
 def _await_began(folder: Path, name: str, *work: Any) -> None:
@@ -232,7 +243,7 @@ def _await_began(folder: Path, name: str, *work: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="5 rounds instead of 20")
+    parser.add_argument("--quick", action="store_true", help="2 rounds instead of 8")
     parser.add_argument("--contestant", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
@@ -241,9 +252,11 @@ def main() -> None:
     import ray
     from vla_platform import session
 
-    rounds = 5 if args.quick else 20
+    rounds = 2 if args.quick else 8
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as name:
         folder = Path(name)
+        # Ray's workers would give way to the other contestants.
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
         os.environ["VLA_HOME"] = str(folder / "home")
         make_dataset(folder / "dataset")
         stored = folder / "store" / "datasets" / "bench"
@@ -252,6 +265,7 @@ def main() -> None:
         session.connect()
         try:
             scenes = {str(w): scene(folder / str(w), w, rounds) for w in (1, 2)}
+            later = {str(w): next_startups(folder / f"short-{w}", w) for w in (1, 2)}
         finally:
             ray.shutdown()  # what waits for a turn that never comes ends, too
     rows = {w: told["samples_per_s"] for w, told in scenes.items()}
@@ -272,6 +286,7 @@ def main() -> None:
         "rounds": rounds,
         "cores": len(os.sched_getaffinity(0)),
         "workers": scenes,
+        "next_startup_s": later,
     }
     OUT.write_text(json.dumps(made, indent=1) + "\n")
     print(json.dumps(made, indent=1))

@@ -123,7 +123,8 @@ def train_growth(found: Found) -> Iterable[str]:
         sizes = list(next(iter(rates.values())))
         rows = ([name, *by.values()] for name, by in rates.items())
         yield f"{workers} workers, samples/s by global batch\n\n" + table(("", *sizes), rows)
-        startup = scene["startup_s"].items()
+        later = max(found["next_startup_s"][workers])
+        startup = (*scene["startup_s"].items(), ("later runs in one group, at most", later))
         yield "start-up, s\n\n" + table(("", "s"), startup)
 
 

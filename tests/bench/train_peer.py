@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from train_turns import Turns
+from train_turns import STEPS, Turns
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vlm4vla.engine import Loss
@@ -39,30 +38,16 @@ class Answering(nn.Module):
 
 
 class TakingTurns(TrainerCallback):
-    """Turns of as many steps as fit into `turn_s` seconds, by the pace of the first ones."""
-
-    def __init__(self, turns: Turns, batch: int, warm_up: int, turn_s: float) -> None:
-        self.turns, self.batch, self.warm_up, self.turn_s = turns, batch, warm_up, turn_s
-        self.each = self.left = 0
-        self.began = time.monotonic()
+    def __init__(self, turns: Turns, batch: int) -> None:
+        self.turns, self.batch = turns, batch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
-        if state.global_step == 1:
-            self.began = time.monotonic()
-        if state.global_step == self.warm_up:
-            pace = (time.monotonic() - self.began) / (self.warm_up - 1)
-            self.each = self.left = max(1, round(self.turn_s / pace))
+        if state.global_step == STEPS:
             self.turns.begin()
-        elif state.global_step > self.warm_up:
-            self._step(control)
-        return control
-
-    def _step(self, control: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.turns.end(self.each * self.batch)
-            self.left = self.each
+        elif state.global_step % STEPS == 0:
+            self.turns.end(STEPS * self.batch)
             control.should_training_stop = self.turns.round > self.turns.rounds
+        return control
 
 
 def trainer(
