@@ -121,6 +121,8 @@ _TINY_DATA: Mapping[str, tuple[str, ...]] = {
 
 def _tiny(stage: AuxStage) -> AuxStage:
     """What stands for a stage on a laptop: the tabletop's questions of the same kinds."""
+    # Actions take longer: with vision trained, 81 % of held-out demonstrations' tokens after these.
+    steps, lr = (1600, 2e-3) if stage.name.startswith("fast-") else (600, 1e-3)
     return replace(
         stage,
         name=f"tiny-{stage.name}",
@@ -129,9 +131,9 @@ def _tiny(stage: AuxStage) -> AuxStage:
         weights=None,
         draws=_CHOICE if stage.draws else None,
         decoder="regression",
-        steps=600,
+        steps=steps,
         batch=64,
-        lr=1e-3,
+        lr=lr,
         warmup=50,
     )
 

@@ -4,8 +4,7 @@
 
 Writes train.json beside itself. All contestants live at once and take turns of three steps on
 the same machine, at the same priority, so whatever else runs slows all of them. A contestant's
-rate is all its samples over all its turns but the first; `to_bare` is the worst ratio of Ray's
-over bare's.
+rate is the median of its turns but the first; `to_bare` is the worst ratio of Ray's over bare's.
 
 bare: forward, backward, clip, torch's fused AdamW, on batches that the same thread prepares
 ahead; two processes under DistributedDataParallel. trainer: transformers' Trainer on the same
@@ -22,6 +21,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -203,7 +203,12 @@ def _contest(
     }
     return {
         "samples_per_s": {
-            n: {b: round(t["rate"], 1) for b, t in by.items()} for n, by in told.items()
+            n: {b: round(statistics.median(t["rates"]), 1) for b, t in by.items()}
+            for n, by in told.items()
+        },
+        "turns": {
+            n: {b: [round(rate) for rate in t["rates"]] for b, t in by.items()}
+            for n, by in told.items()
         },
         "startup_s": {n: round(told[n][BATCHES[0]]["first"] - submitted[n], 2) for n in submitted},
     }

@@ -24,7 +24,8 @@ class Turns:
     rounds: int
 
     def __post_init__(self) -> None:
-        self.samples, self.seconds, self.round, self.began, self.first = 0, 0.0, 0, 0.0, 0.0
+        self.rates: list[float] = []
+        self.round, self.began, self.first = 0, 0.0, 0.0
 
     def begin(self) -> None:
         """The first steps are done; wait until everybody's are, and for the first turn."""
@@ -36,14 +37,13 @@ class Turns:
     def end(self, samples: int) -> None:
         """A turn of so many samples is over; after the last one the result is written."""
         if self.round:
-            self.samples += samples
-            self.seconds += time.monotonic() - self.began
+            self.rates.append(samples / (time.monotonic() - self.began))
         self._settle()
         self.round += 1
         (self.folder / f"turn-{self._number() - len(self.order) + 1}").touch()
         if self.round <= self.rounds:
             return self._await()
-        told = {"rate": self.samples / self.seconds, "first": self.first}
+        told = {"rates": self.rates, "first": self.first}
         (self.folder / f"{self.name}.json").write_text(json.dumps(told))
 
     def _settle(self) -> None:
