@@ -118,7 +118,10 @@ def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
             name=f"{run}-{uuid4().hex[:6]}",
             storage_path=str(places.home() / "ray"),
             failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": {} if cluster.gpus_per_worker else ALLOCATOR},
+            # Ray Train V2 has it, the annotations do not.
+            worker_runtime_env={  # type: ignore[call-arg]
+                "env_vars": {} if cluster.gpus_per_worker else ALLOCATOR
+            },
         ),
     )
     trainer.fit()
