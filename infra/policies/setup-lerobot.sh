@@ -5,8 +5,7 @@
 # (vla_platform.serve_lerobot) needs little more than LeRobot itself.
 set -euo pipefail
 
-home=${VLA_HOME:-$HOME/.vla}
-home=${home/#\~\//$HOME/}/policies/lerobot
+home=${VLA_HOME:-$HOME/.vla}/policies/lerobot
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || { echo "LeRobot needs Python 3.11: install it or set PYTHON" >&2; exit 1; }
 [ -x "$home/bin/python" ] || "$python" -m venv "$home"

@@ -21,8 +21,7 @@ if [ -n "$src" ]; then
     src=$(cd "$src" && pwd) || { echo "SRC=$2 is not a folder" >&2; exit 2; }
 fi
 
-home=${VLA_HOME:-$HOME/.vla}
-home=${home/#\~\//$HOME/}/simulators/$name
+home=${VLA_HOME:-$HOME/.vla}/simulators/$name
 stamp=$home/.stamp
 want=$(cat "$0" "$requirements" $(ls "$system" "$extra" 2>/dev/null) <(echo "$src") | sha256sum | cut -d' ' -f1)
 
