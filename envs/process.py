@@ -22,13 +22,13 @@ from envs.api import (
     did_you_mean,
 )
 from envs.child import Child, SimulatorDied, SimulatorMissing
+from envs.home import home
 from envs.wire import Message
 
 __all__ = [
     "SimulatorDied",
     "SimulatorMissing",
     "SimulatorProcess",
-    "home",
     "interpreter_for",
     "on_device",
 ]
@@ -43,11 +43,6 @@ START_TIMEOUT = 300.0
 RESET_TIMEOUT = 300.0
 EXECUTE_TIMEOUT = 120.0
 DEMONSTRATE_TIMEOUT = 900.0
-
-
-def home() -> Path:
-    """Where simulators and caches live: VLA_HOME, or ~/.vla."""
-    return Path(os.environ.get("VLA_HOME") or Path.home() / ".vla")
 
 
 def interpreter_for(simulator: str) -> str:

@@ -213,11 +213,15 @@ def _install_prometheus() -> str | None:
     return shutil.which("prometheus")
 
 
+def home() -> Path:
+    """As in `envs.home`, which nothing here may import."""
+    return Path(os.environ.get("VLA_HOME") or "~/.vla").expanduser().absolute()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    home = Path(os.environ.get("VLA_HOME") or Path.home() / ".vla")
     parser = argparse.ArgumentParser(prog="make services", description=__doc__.split("\n")[0])
     parser.add_argument("do", choices=("start", "stop", "status"))
-    parser.add_argument("--folder", type=Path, default=home / "services", help="data, logs, keys")
+    parser.add_argument("--folder", type=Path, default=home() / "services", help="data, logs, keys")
     parser.add_argument("--base", type=int, default=BASE, help="first port; 100 are theirs")
     parser.add_argument("--cpus", type=int, default=max(2, os.cpu_count() or 2), help="Ray's")
     args = parser.parse_args(arguments)

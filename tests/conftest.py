@@ -14,7 +14,7 @@ def pytest_configure():
 @pytest.fixture(scope="session", autouse=True)
 def own_places(tmp_path_factory):
     """Caches and default stores in a temporary folder; simulators stay where they are."""
-    simulators = os.path.expanduser(os.environ.get("VLA_HOME", "~/.vla") + "/simulators")
+    simulators = os.path.expanduser((os.environ.get("VLA_HOME") or "~/.vla") + "/simulators")
     home = tmp_path_factory.mktemp("vla")
     if os.path.isdir(simulators):
         (home / "simulators").symlink_to(simulators)

@@ -2,12 +2,18 @@
 
 import ast
 import platform
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from vla_platform import places
 
+from envs import libero_install, process
+from infra import services
 from tests.readme_tree import README, with_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +70,39 @@ print(sorted(roots & {{"torch", "ray", "libero", "mujoco", "pybullet", "sapien",
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[]"
+
+
+def declared(*extras):
+    """Names of the packages that are installed with the project and these extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][name] for name in extras)]
+    return {plain(re.split(r"[\[<>=]", line)[0]) for lines in lists for line in lines}
+
+
+def plain(package):
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_is_imported_is_declared(room):
+    """What is not installed here belongs to simulators' own interpreters and to peers."""
+    names = {name for path in ROOMS[room].rglob("*.py") for name in imported(path)}
+    known = declared(*(("dev", "app") if room == "dashboards" else ()))
+    installed = packages_distributions()
+    lacking = [
+        name
+        for name in names - sys.stdlib_module_names - ROOMS.keys()
+        if name in installed and not known & set(map(plain, installed[name]))
+    ]
+    assert lacking == []
+
+
+@pytest.mark.parametrize(("told", "means"), [("", "/u/.vla"), ("~/x", "/u/x"), ("/y", "/y")])
+def test_every_room_has_the_same_home(monkeypatch, told, means):
+    monkeypatch.setenv("HOME", "/u")
+    monkeypatch.setenv("VLA_HOME", told)
+    assert {places.home(), process.home(), services.home()} == {Path(means)}
+    assert libero_install._cache() == Path(means) / "cache/libero"
 
 
 def test_a_wrong_arrow_is_seen(tmp_path):

@@ -154,8 +154,10 @@ class _Trainer:
             self._note(batch, weight, weighted, norm, ended - began)
             dog.beat(self.step)
             self.publisher.check()
-            noticed = self._report() if self.figures.due or self.step == self.steps else False
-            if noticed or self._wanted():
+            wanted = self._wanted()
+            # A checkpoint's figures before it: a resume from there does not make them again.
+            noticed = self._report() if self.figures.due or wanted else False
+            if noticed or wanted:
                 self._checkpoint()
             if noticed:
                 log.warning("step %d: a machine is to be taken away; checkpoint saved", self.step)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -120,13 +121,18 @@ def file_digest(path: Path) -> str:
 
 
 def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
-    """A local folder with the policy's weights and description, verified by its digest."""
+    """A local folder with the policy's weights and description, verified by its digest.
+
+    Open them within `places.RECENT_S`: what is not used may make room for others.
+    """
     if not _DIGEST.fullmatch(checkpoint.digest):  # it becomes a folder's name
         raise ValueError(f"{checkpoint.prefix}/{COMPLETE} names no sha256: train the run again")
     folder = places.cache() / "policies" / checkpoint.digest
     with locked(folder):
         for name in (DESCRIPTION, WEIGHTS):
-            if not (folder / name).exists():
+            try:
+                os.utime(folder / name)  # used, for `places.trim`
+            except FileNotFoundError:
                 store.download(f"{checkpoint.prefix}/{name}", folder / name)
         if file_digest(folder / WEIGHTS) != checkpoint.digest:
             (folder / WEIGHTS).unlink()
@@ -134,6 +140,7 @@ def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
                 f"{checkpoint.prefix}/{WEIGHTS} does not have the digest its marker names; "
                 "it was replaced or damaged: train the run again"
             )
+    places.trim({folder / WEIGHTS})
     return folder
 
 

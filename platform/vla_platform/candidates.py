@@ -17,6 +17,7 @@ from pathlib import Path
 
 from envs.api import ActionSpec, Benchmark, did_you_mean
 from envs.benchmarks import benchmark
+from envs.hashing import canonical_json
 from vla_platform import artifacts
 from vla_platform.adapters import adapter, declared_actions, require_alike, showing
 from vla_platform.artifacts import DESCRIPTION, WEIGHTS, Checkpoint
@@ -83,7 +84,7 @@ def _remote(url: str, row: Benchmark, served: Served) -> Candidate:
     actions = declared_actions(metadata, by, served.actions)
     require_alike(actions, row.action_spec, f"the policy at {url}", row.name)
     # Kept as it was read: a later connection must be told the same, to the letter.
-    declared = json.dumps(metadata, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    declared = canonical_json(metadata)
     policy = Remote(url, declared, served.evaluation, served.adapter, actions, row.action_spec)
     chunk = metadata.get("chunk")
     return Candidate(url, policy, showing(row, by), chunk if isinstance(chunk, int) else None)

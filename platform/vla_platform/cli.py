@@ -16,6 +16,7 @@ from vla_platform import places, preemption
 from vla_platform.assignments import PoolError
 from vla_platform.preemption import PreemptedError
 from vla_platform.remote import PolicyRefusedError, PolicyUnavailableError
+from vla_platform.rows import BrokenRowsError
 from vla_platform.store import Store, StoreError, open_store
 
 EXPECTED = (
@@ -23,6 +24,7 @@ EXPECTED = (
     KeyError,
     FileNotFoundError,
     StoreError,
+    BrokenRowsError,
     SimulatorMissing,
     SimulatorDied,
     PolicyUnavailableError,

@@ -83,11 +83,9 @@ class Courier:
 
     def _ask(self, checkpoint: Checkpoint, questions: Sequence[Question]) -> None:
         """One call for all; if it fails, one for each, so that nobody pays for their company."""
-        images = np.stack([question.observation.image for question in questions])
-        instructions = [question.observation.instruction for question in questions]
-        seeds = [question.observation.seed for question in questions]
         try:
-            chunks = self._call(checkpoint, images, instructions, seeds)
+            chunks = self._call(checkpoint, [question.observation for question in questions])
+            answered = list(zip(questions, chunks, strict=True))
         except PolicyUnavailableError as error:
             for question in questions:
                 question.answer.set_exception(error)
@@ -98,18 +96,15 @@ class Courier:
             for question in questions:
                 self._ask(checkpoint, [question])
         else:
-            for question, chunk in zip(questions, chunks, strict=True):
+            for question, chunk in answered:
                 question.answer.set_result(chunk)
 
-    def _call(
-        self,
-        checkpoint: Checkpoint,
-        images: np.ndarray,
-        instructions: list[str],
-        seeds: list[int],
-    ) -> Sequence[np.ndarray]:
+    def _call(self, checkpoint: Checkpoint, seen: Sequence[Observation]) -> Sequence[np.ndarray]:
         if self.replica is None:
             raise RuntimeError(f"{checkpoint} needs an inference replica; this pool has none")
+        images = np.stack([observation.image for observation in seen])
+        instructions = [observation.instruction for observation in seen]
+        seeds = [observation.seed for observation in seen]
         try:
             call: Any = self.replica.act.remote(checkpoint, images, instructions, seeds)
             found: Sequence[np.ndarray] = ray.get(call, timeout=self.timeout)

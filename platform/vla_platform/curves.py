@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.util.metrics import Gauge
 
-from vla_platform.store import Store, StoreError
+from vla_platform.store import Store
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 30.0
-"""Rows reach the store this often, and with every checkpoint."""
+"""Rows reach the store this often, and before every checkpoint."""
+SETTLE_S = 60.0
+"""How long a checkpoint waits for its rows: they are worth less than it is."""
 GAUGES: dict[str, tuple[str, str]] = {
     "step": ("vla_train_step", "Optimiser steps done"),
     "loss": ("vla_train_loss", "Loss of the last step's global batch"),
@@ -38,7 +41,10 @@ Row = Mapping[str, float]
 
 
 class Curves:
-    """Where worker 0 leaves the figures of run `run`; `folder` is for TensorBoard's file."""
+    """Where worker 0 leaves the figures of run `run`; `folder` is for TensorBoard's file.
+
+    Safe to use from the loop's thread and its publisher's.
+    """
 
     def __init__(self, store: Store, run: str, folder: Path) -> None:
         self.store, self.run, self.folder = store, run, folder
@@ -49,41 +55,53 @@ class Curves:
         self._events: EventFile | None = None
         self._pool = ThreadPoolExecutor(1, "curves")
         self._pending: Future[None] | None = None
+        self._lock = threading.Lock()
 
     def add(self, rows: Sequence[Row]) -> None:
         now = time.time()
-        self.rows += [{**row, "time": now} for row in rows]
-        self._shown.append(rows[-1])
+        with self._lock:
+            self.rows += [{**row, "time": now} for row in rows]
+            self._shown.append(rows[-1])
         self._set_gauges(rows[-1])
-        if time.monotonic() - self._flushed > FLUSH_S:
+        if time.monotonic() - self._flushed > FLUSH_S and not self._sending():
             self.flush()
 
     def flush(self) -> None:
-        """Send the rows off in a thread; figures never stop a training."""
-        if self._pending is not None and not self._pending.done():
-            return
-        rows, shown, self.rows, self._shown = self.rows, self._shown, [], []
-        self._flushed = time.monotonic()
-        if rows:
-            self._pending = self._pool.submit(self._send, rows, shown)
+        """Send the rows off in a thread, after those on their way."""
+        with self._lock:
+            rows, shown, self.rows, self._shown = self.rows, self._shown, [], []
+            self._flushed = time.monotonic()
+            if rows:
+                self._pending = self._pool.submit(self._send, rows, shown)
+
+    def settle(self) -> None:
+        """All rows so far reach the store before this returns, if it takes them in `SETTLE_S`."""
+        self.flush()
+        if self._pending is not None:
+            wait([self._pending], SETTLE_S)
 
     def close(self) -> None:
         """The last rows reach the store before this returns."""
+        self.flush()
         self._pool.shutdown(wait=True)
-        if self.rows:
-            self._send(self.rows, self._shown)
+
+    def _sending(self) -> bool:
+        return self._pending is not None and not self._pending.done()
 
     def _send(self, rows: list[Row], shown: list[Row]) -> None:
+        first, last = int(rows[0]["step"]), int(rows[-1]["step"])
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink)
         try:
-            self.store.put(_key(self.run, int(rows[-1]["step"])), sink.getvalue())
-            self._events = self._events or EventFile(self.folder)
-            self._events.add(shown)
-            name = f"tensorboard/{self.run}/{self._events.path.name}"
-            self.store.upload(self._events.path, name)
-        except StoreError as error:
-            log.warning("figures up to step %d are lost: %s", rows[-1]["step"], error)
+            pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink)
+            self.store.put(_key(self.run, first, last), sink.getvalue())
+            self._send_events(shown)
+        except Exception as error:  # figures never stop a training
+            log.warning("figures of steps %d to %d are not all stored: %s", first, last, error)
+
+    def _send_events(self, shown: list[Row]) -> None:
+        self._events = self._events or EventFile(self.folder)
+        self._events.add(shown)
+        self.store.upload(self._events.path, f"tensorboard/{self.run}/{self._events.path.name}")
 
     def _set_gauges(self, row: Row) -> None:
         errors = [value for name, value in row.items() if name.startswith("error_")]
@@ -113,8 +131,9 @@ class EventFile:
         self._writer.flush()
 
 
-def _key(run: str, step: int) -> str:
-    return f"metrics/{run}/step-{step:08d}.parquet"
+def _key(run: str, first: int, last: int) -> str:
+    """Of other steps, another name: a resumed attempt replaces no rows but its own steps'."""
+    return f"metrics/{run}/step-{first:08d}-{last:08d}.parquet"
 
 
 def read(store: Store, run: str) -> list[dict[str, float]]:

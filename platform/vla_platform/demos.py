@@ -14,6 +14,7 @@ from envs.api import Benchmark, Demonstration
 from envs.hashing import stable_hash
 from envs.process import SimulatorProcess
 from vla_platform import artifacts
+from vla_platform.prepare import note_key, results
 from vla_platform.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def collect(
 ) -> Any:
     """Run the plan, keep what succeeded, and write the manifest last; resumes by shard.
 
+    Laid out as `vla_platform.prepare` does.
+
     encode: demonstrations and the first episode's number to shard bytes. finish: (name,
     source, shards) to the manifest. progress: (tried, kept, total). Returns the manifest.
     """
@@ -72,16 +75,13 @@ def collect(
     parts = [plan[first : first + per_shard] for first in range(0, len(plan), per_shard)]
     # Anywhere: inside a Tune trial a task would else have to fit into the trial's own share.
     task = ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="DEFAULT")(_shard)
-    flying = {
+    flying = [
         task.remote(store, dataset, benchmark, number, part, number * per_shard, seed, encode)
         for number, part in enumerate(parts)
-    }
+    ]
     tried = kept = 0
-    while flying:
-        done, rest = ray.wait(list(flying))
-        flying = set(rest)
-        for note in ray.get(done):
-            tried, kept = tried + note["tried"], kept + note["kept"]
+    for note in results(flying):
+        tried, kept = tried + note["tried"], kept + note["kept"]
         progress(tried, kept, len(plan))
     source = f"scripted expert of {benchmark.name}, seed {seed}, {tried} tried, {kept} kept"
     manifest = finish(benchmark.name, source, _stored(store, dataset, len(parts)))
@@ -100,21 +100,25 @@ def _shard(
     encode: Encode,
 ) -> dict[str, int]:
     """One shard; its note is put last, so a repeated task finds finished work."""
-    base = f"datasets/{dataset}/shard-{number:05d}"
-    if store.exists(f"{base}.json"):
-        return json.loads(store.get(f"{base}.json"))
+    noted = note_key(dataset, number)
+    if store.exists(noted):
+        return json.loads(store.get(noted))
     with SimulatorProcess(benchmark) as process:
         demos = [process.demonstrate(task, state, seed + state) for task, state in part]
     kept = [demo for demo in demos if demo.success]
     if kept:
-        store.put(f"{base}.parquet", encode(kept, first_episode))
+        store.put(_shard_key(dataset, number), encode(kept, first_episode))
     note = {"tried": len(demos), "kept": len(kept)}
-    store.put(f"{base}.json", json.dumps(note).encode())
+    store.put(noted, json.dumps(note).encode())
     return note
 
 
 def _stored(store: Store, dataset: str, count: int) -> Iterator[tuple[str, bytes]]:
     for number in range(count):
-        name = f"shard-{number:05d}.parquet"
-        if store.exists(f"datasets/{dataset}/{name}"):
-            yield name, store.get(f"datasets/{dataset}/{name}")
+        key = _shard_key(dataset, number)
+        if store.exists(key):
+            yield key.rpartition("/")[2], store.get(key)
+
+
+def _shard_key(dataset: str, number: int) -> str:
+    return f"datasets/{dataset}/shard-{number:05d}.parquet"

@@ -15,9 +15,8 @@ import contextlib
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vla_platform.store import Store, StoreUnavailableError
 
@@ -91,7 +90,6 @@ class Claimant:
     store: Store
     name: str
     term_s: float = TERM_S
-    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
     _seen: tuple[int, bytes] = (0, b"")
     _since: float = 0.0
 
@@ -101,16 +99,9 @@ class Claimant:
         if number and not self._abandoned(number):
             return None
         began = time.monotonic()
-        if self.store.put_new(_turn(self.name, number + 1), self.holder.encode()):
+        if self.store.put_new(_turn(self.name, number + 1), b""):
             return Lease(self.store, self.name, number + 1, self.term_s, began)
         return None
-
-    def take(self, seconds: float) -> Lease | None:
-        """`try_take` again and again, for at most so many seconds."""
-        deadline = time.monotonic() + seconds
-        while (lease := self.try_take()) is None and time.monotonic() < deadline:
-            time.sleep(min(1.0, self.term_s / 8))
-        return lease
 
     def _latest(self) -> int:
         names = self.store.children(f"leases/{self.name}")

@@ -120,20 +120,24 @@ class Ledger:
         self.store.put_new(f"cells/{cell.id}/cell-{_digest(data)}.parquet", data)
         return True
 
-    def prune(self, cell: Cell) -> int:
-        """Delete the loose rows that a sound compacted file holds; returns how many.
-
-        Only while no driver runs: one that began before could commit a pruned key once more
-        (reading would still return the compacted row alone).
-        """
+    def surplus(self, cell: Cell) -> list[str]:
+        """Keys in the store of the loose rows that a sound compacted file holds."""
         problems: list[Problem] = []
         tables = list(self._compacted(cell, problems, ["key"]))
         CellRows(ROWS.empty_table(), tuple(problems)).require_sound()
         done = {key for table in tables for key in table["key"].to_pylist()}
-        pruned = done & self._loose_keys(cell)
-        for key in pruned:
-            self.store.delete(_loose(cell, key))
-        return len(pruned)
+        return [_loose(cell, key) for key in sorted(done & self._loose_keys(cell))]
+
+    def prune(self, cell: Cell) -> int:
+        """Delete the cell's surplus; returns how many rows.
+
+        Only while no driver runs: one that began before could commit a pruned key once more
+        (reading would still return the compacted row alone).
+        """
+        found = self.surplus(cell)
+        for key in found:
+            self.store.delete(key)
+        return len(found)
 
     def summary(
         self, cell: Cell, episodes: Sequence[Episode], allow_missing: bool = False

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from envs.home import home as home
 
-def home() -> Path:
-    """`VLA_HOME`, else `~/.vla`: the default store, caches and simulator environments."""
-    return Path(os.environ.get("VLA_HOME", "~/.vla")).expanduser().absolute()
+COPIES = ("datasets", "policies")
+"""Folders of the cache with copies of what the store has: `trim` keeps them within the limit."""
+KEPT = (".lock", ".part", ".json")
+"""Endings of files that are never deleted: locks, what is being made just now, and descriptions,
+which are too small to matter."""
+RECENT_S = 3600.0
+"""A policy that was asked for this recently stays: its reader may not have opened it yet."""
 
 
 def default_store() -> str:
@@ -23,9 +30,40 @@ def cache() -> Path:
 
 
 def cache_limit() -> int:
-    """Bytes that local copies of datasets may take: `VLA_CACHE_GB`, else half of their disk."""
+    """Bytes that local copies may take: `VLA_CACHE_GB`, else half of their disk."""
     told = os.environ.get("VLA_CACHE_GB")
     if told:
         return int(float(told) * 1e9)
     cache().mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(cache()).total // 2
+
+
+def trim(spared: Collection[Path] = ()) -> None:
+    """Delete copies, the longest unused first, until `cache_limit()` bytes are left.
+
+    A file that is deleted while a process has it mapped stays readable there, so nobody is asked.
+    """
+    found = sorted(_copies(cache()))
+    held, limit = sum(size for _, size, _ in found), cache_limit()
+    for used, size, path in found:
+        if held <= limit:
+            return
+        if path not in spared and not _awaited(path, used):
+            path.unlink(missing_ok=True)
+            held -= size
+
+
+def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
+    """(when it was used, bytes, path) of every file that may go."""
+    for path in (path for name in COPIES for path in (root / name).rglob("*")):
+        try:
+            about = path.stat()
+        except FileNotFoundError:  # another process trims too
+            continue
+        if path.is_file() and not path.name.endswith(KEPT):
+            yield about.st_mtime, about.st_size, path
+
+
+def _awaited(path: Path, used: float) -> bool:
+    """A dataset's reader fetches again what is gone; a policy's does not."""
+    return path.is_relative_to(cache() / "policies") and time.time() - used < RECENT_S

@@ -1,17 +1,20 @@
-"""Which of a run's files nobody needs any more, and deleting them. Training never deletes.
+"""What nobody needs any more of runs and cells, and deleting it. Training never deletes.
 
 Kept are the policies of all checkpoints that the recipe wants evaluated, and of the last two
 checkpoints with an optimiser state both policy and state. Whatever belongs to a step after the
-newest complete checkpoint is left alone: it may be on its way.
+newest complete checkpoint is left alone: it may be on its way. Of a cell's rows the loose
+ones may go that a compacted file holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vla_platform import artifacts
 from vla_platform.artifacts import COMPLETE, Checkpoint
+from vla_platform.ledger import Ledger
+from vla_platform.rows import Cell
 from vla_platform.store import Store
 from vla_platform.store_sink import state_keys
 
@@ -38,6 +41,15 @@ def surplus(store: Store, run: str) -> Surplus:
     policies = [c for c in found if not c.evaluated and c not in kept]
     keys = [*_policies(store, policies), *_states(store, run, found, kept)]
     return Surplus(run, tuple(keys))
+
+
+def cells(store: Store, runs: Sequence[str] | None) -> list[Cell]:
+    """Those that the runs' checkpoints played, or all for None; `Ledger.prune` is for each."""
+    found = Ledger(store).cells()
+    if runs is None:
+        return list(found)
+    played = {each.digest for run in runs for each in artifacts.checkpoints(store, run)}
+    return [cell for cell in found if cell.policy in played]
 
 
 def kept_states(store: Store, found: list[Checkpoint]) -> list[Checkpoint]:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -154,15 +155,11 @@ def metadata_of(url: str, dialect: str = "openpi", timeout: float = CONNECT_S) -
 def _open(url: str, dialect: str, timeout: float) -> tuple[ClientConnection, str]:
     """A connection and what the server declares, as canonical JSON."""
     try:
-        connection = connect(
-            url,
-            open_timeout=timeout,
-            max_size=LARGEST,
-            compression=None,
-            proxy=None,
-            additional_headers=_credentials(),
-        )
-        return connection, declared_by(DIALECTS[dialect], connection, timeout)
+        with ExitStack() as unless_greeted:
+            connection = unless_greeted.enter_context(_connect(url, timeout))
+            declared = declared_by(DIALECTS[dialect], connection, timeout)
+            unless_greeted.pop_all()
+        return connection, declared
     except (OSError, WebSocketException, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise PolicyUnavailableError(
@@ -172,6 +169,18 @@ def _open(url: str, dialect: str, timeout: float) -> tuple[ClientConnection, str
         raise PolicyRefusedError(
             f"{url} is not a policy server of {dialect}'s protocol: its first message is {error}"
         ) from None
+
+
+def _connect(url: str, timeout: float) -> ClientConnection:
+    return connect(
+        url,
+        open_timeout=timeout,
+        close_timeout=timeout,
+        max_size=LARGEST,
+        compression=None,
+        proxy=None,
+        additional_headers=_credentials(),
+    )
 
 
 def declared_by(dialect: Dialect, line: ClientConnection, timeout: float) -> str:

@@ -140,8 +140,9 @@ def open_store(url: str, patience: float = PATIENCE_S) -> Store:
     """The store at a folder path, `file://` URL or `s3://bucket/prefix?endpoint=…&region=…`.
 
     endpoint: the server's address, with its scheme or with `scheme=http` beside it; default
-    AWS_ENDPOINT_URL. region: default AWS_REGION, else us-east-1. Nothing is contacted yet.
-    patience: seconds for which transient failures are retried.
+    AWS_ENDPOINT_URL_S3, then AWS_ENDPOINT_URL. region: default AWS_REGION, then
+    AWS_DEFAULT_REGION, then us-east-1. `dashboards/archive.py` reads the same, and a test compares.
+    Nothing is contacted yet. patience: seconds for which transient failures are retried.
     """
     if url.startswith("s3://"):
         return _open_s3(url, patience)

@@ -95,9 +95,9 @@ class StoreSink:
             self.digest = artifacts.file_digest(part.folder / artifacts.WEIGHTS)
 
     def commit(self, part: Part) -> None:
-        """One marker makes policy and state visible together."""
+        """One marker makes policy and state visible together; the figures up to it come before."""
         state = self._notes(part)
-        self.curves.flush()
+        self.curves.settle()
         artifacts.complete_policy(
             self.store,
             self.run,

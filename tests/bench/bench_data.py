@@ -32,6 +32,7 @@ from vla_platform.prepare import make_shard
 from vla_platform.store import open_store
 
 from envs.api import Demonstration
+from envs.home import home
 from envs.resize import resize
 from vlm4vla.data.lerobot_write import write_lerobot
 from vlm4vla.data.prepare import Preparation, open_source
@@ -41,7 +42,7 @@ from vlm4vla.data.source import demonstration
 HERE = Path(__file__).parent
 OUT = HERE / "data.json"
 PX, BATCH, STEPS = 224, 64, 100
-PEER = Path(os.environ.get("VLA_HOME", Path.home() / ".vla")) / "peers/lerobot/bin/python"
+PEER = home() / "peers/lerobot/bin/python"
 OURS = {"prepared_jpeg": "encoded", "prepared_png": "encoded", "prepared_decoded": "decoded"}
 PUBLISHED = {"npz": "npz", "hdf5": "hdf5"}
 LEROBOT = ("lerobot_video", "lerobot_video_h264", "lerobot_images")

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from train_turns import Dropped, Over, TakingTurns, Turns
 
+from envs.home import home
 from vlm4vla.aux import questions
 from vlm4vla.aux.readers import read
 from vlm4vla.aux.stage_job import StageJob
@@ -94,8 +95,7 @@ def main() -> int:
     if args.ours:
         ours(Path(args.ours[0]), int(args.ours[1]), int(args.ours[2]))
         return 0
-    home = Path(os.environ.get("VLA_HOME", Path.home() / ".vla"))
-    peer = home / "peers" / "trl" / "bin" / "python"
+    peer = home() / "peers" / "trl" / "bin" / "python"
     if not peer.exists():
         print(f"the peer is not there ({peer}): run tests/bench/peer_trl.sh first")
         return 1

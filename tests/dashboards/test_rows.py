@@ -8,6 +8,7 @@ import pytest
 from vla_platform.rows import ROWS as LEDGER_ROWS
 from vla_platform.rows import SCHEMA as LEDGER_SCHEMA
 from vla_platform.rows import encode_row
+from vla_platform.store import open_store
 
 from dashboards.archive import ArchiveError, open_archive
 from dashboards.cells import BROKEN, COMPLETE, UNFINISHED
@@ -17,6 +18,30 @@ from tests.dashboards.builder import made, share
 from vlm4vla.run import Run
 
 TASKS = ("reach", "push", "pick-and-place")
+
+
+@pytest.mark.parametrize(
+    "options", ["", "?endpoint=h:2&scheme=http&region=r", "?endpoint=http://h:3/"]
+)
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"AWS_ENDPOINT_URL": "http://a:1", "AWS_DEFAULT_REGION": "default"},
+        {"AWS_ENDPOINT_URL_S3": "https://b:1/", "AWS_ENDPOINT_URL": "http://a:1"},
+        {"AWS_REGION": "first", "AWS_DEFAULT_REGION": "default"},
+    ],
+)
+def test_a_bucket_is_where_the_platform_finds_it(monkeypatch, told, options):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    store, archive = (open_(f"s3://bucket/x{options}") for open_ in (open_store, open_archive))
+    [bucket] = archive.files.base_fs.__reduce__()[1]
+    scheme, _, host = store.endpoint.rpartition("://")
+    assert (bucket["region"], bucket["endpoint_override"]) == (store.region, host)
+    assert bucket["scheme"] == (scheme or "https")
 
 
 def one_cell(builder):

@@ -2,8 +2,8 @@
 
     python tests/vla_platform/policy_server.py MODE [PORT]
 
-It prints its port. Modes: answer, declare, other, nan, short, fail, garbage, slow, drop,
-steady (thinks 50 ms), libero (is asked as openpi's LIBERO policies are).
+It prints its port. Modes: answer, declare, named, other, nan, short, fail, garbage, mute, slow,
+drop, steady (thinks 50 ms), libero (is asked as openpi's LIBERO policies are).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SPEC = {
 METADATA = {
     "answer": {},
     "declare": {"action_spec": SPEC, "checkpoint": "a", "reset_pose": np.zeros(3)},
+    "named": {"action_spec": SPEC, "checkpoint": "π0"},
     "libero": {},
     "other": {"action_spec": {**SPEC, "rotation": "axis_angle"}},
 }
@@ -68,6 +69,8 @@ COUNT = itertools.count()
 
 def handler(mode: str, connection: ServerConnection) -> None:
     metadata = METADATA.get(mode, METADATA["declare"])
+    if mode == "mute":
+        time.sleep(30)
     connection.send("hello" if mode == "garbage" else msgpack.packb(metadata, default=encode))
     for message in connection:
         if mode == "fail":

@@ -1,11 +1,12 @@
-"""Copies of datasets on a node: fetched once, limited by room, fetched again where needed."""
+"""Copies of datasets and policies on a node: fetched once, limited by room, fetched again."""
 
+import hashlib
 import json
 import os
 
 import pytest
-from vla_platform import places
-from vla_platform.local import LocalDataset, trim
+from vla_platform import artifacts, places
+from vla_platform.local import LocalDataset
 from vla_platform.store import open_store
 
 
@@ -57,11 +58,44 @@ def test_a_whole_dataset_pushes_others_out_but_not_itself(store, monkeypatch):
     assert len(list(folder.glob("*.parquet"))) == len(held()) == 4
 
 
-def test_trimming_spares_what_is_being_made(tmp_path):
-    for name in ("a.lock", "b.part", "manifest.json", "c.arrow", "d.npy"):
-        (tmp_path / name).write_bytes(bytes(10))
-    trim(tmp_path, 5, {tmp_path / "d.npy"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+def policy(store, name):
+    """A complete policy whose weights are 2000 bytes."""
+    weights = os.urandom(2000)
+    store.put(f"policies/{name}/step-00000001/{artifacts.WEIGHTS}", weights)
+    store.put(f"policies/{name}/step-00000001/{artifacts.DESCRIPTION}", b"{}")
+    return artifacts.complete_policy(store, name, 1, hashlib.sha256(weights).hexdigest())
+
+
+def there(folders):
+    return [(folder / artifacts.WEIGHTS).exists() for folder in folders]
+
+
+def test_policies_make_room_unless_they_were_just_asked_for(store, monkeypatch):
+    monkeypatch.setenv("VLA_CACHE_GB", "3e-6")
+    found = [policy(store, name) for name in ("a", "b")]
+    folders = [artifacts.fetch_policy(store, each) for each in found]
+    publish(store, "data", 2).everything()
+    assert there(folders) == [True, True]
+    for folder in folders:
+        os.utime(folder / artifacts.WEIGHTS, (1, 1))
+    artifacts.fetch_policy(store, found[0])  # used again
+    assert there(folders) == [True, False]
+    os.utime(folders[0] / artifacts.WEIGHTS, (1, 1))
+    publish(store, "more", 3).everything()
+    assert there(folders) == [False, False]
+    artifacts.fetch_policy(store, found[1])
+    assert there(folders) == [False, True]
+
+
+def test_trimming_spares_what_is_being_made(store, monkeypatch):
+    monkeypatch.setenv("VLA_CACHE_GB", "5e-9")
+    folder = places.cache() / "datasets" / "d"
+    folder.mkdir(parents=True)
+    for name in (".lock", "a.lock", "b.part", "manifest.json", "c.arrow", "d.npy"):
+        (folder / name).write_bytes(bytes(10))
+    places.trim({folder / "d.npy"})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "a.lock",
         "b.part",
         "d.npy",

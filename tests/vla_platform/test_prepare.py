@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from vla_platform.prepare import make_shard, prepare
+import ray
+from ray.exceptions import TaskCancelledError
+from vla_platform.prepare import make_shard, prepare, results
 from vla_platform.store import open_store
 
 MANIFEST = "datasets/toy/manifest.json"
@@ -86,6 +88,24 @@ def test_a_bad_shard_ends_it_and_the_rest_is_not_made_again(ray_cluster, folder_
     assert toy.made() == ["0", "2"]
     prepare(folder_store, toy, lambda *_: None)
     assert toy.made() == ["0", "1", "2"]
+
+
+def failing(number, folder):
+    """The first fails while the second is at work; the third waits for a core."""
+    (folder / str(number)).touch()
+    time.sleep(0 if number == 0 else 2)
+    if number == 0:
+        raise ValueError("no such frame")
+
+
+def test_tasks_that_wait_are_called_off_when_one_fails(ray_cluster, tmp_path):
+    task = ray.remote(num_cpus=2, max_retries=0)(failing)
+    flying = [task.remote(number, tmp_path) for number in range(6)]
+    with pytest.raises(ValueError, match="no such frame") as caught:
+        list(results(flying))
+    assert type(caught.value) is ValueError
+    with pytest.raises(TaskCancelledError):
+        ray.get(flying[-1])
 
 
 class FullStore:

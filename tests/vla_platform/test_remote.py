@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,12 @@ from vla_platform.adapters import (
     declared_actions,
     require_alike,
 )
+from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
 from vla_platform.batcher import BadActionsError
 from vla_platform.candidates import Served, candidates
 from vla_platform.cluster import Limits
-from vla_platform.courier import Courier
+from vla_platform.courier import Courier, Question
 from vla_platform.remote import (
     Lines,
     OpenPi,
@@ -94,6 +97,32 @@ def test_a_server_is_asked_and_answers_in_the_benchmarks_units(tmp_path):
     assert first.shape == (2, 7) and first.dtype == np.float32
     assert np.array_equal(first, again)
     np.testing.assert_allclose(first[0], raw * [1, 1, 1, 1, 1, 1, -1], rtol=1e-6)
+
+
+def test_a_name_beyond_ascii_is_the_same_whenever_it_is_declared(tmp_path):
+    with server("named") as url:
+        assert act(met(url, tmp_path)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("mode", ["garbage", "mute"])
+def test_a_server_that_does_not_greet_leaves_no_line_open(mode):
+    with server(mode) as url:
+        before = set(threading.enumerate())
+        with pytest.raises((PolicyRefusedError, PolicyUnavailableError)):
+            metadata_of(url, timeout=1.0)
+        left = set(threading.enumerate()) - before
+        for thread in left:
+            thread.join(5)
+        assert not any(thread.is_alive() for thread in left)
+
+
+def test_frames_of_two_sizes_are_asked_one_by_one():
+    courier = Courier(None, 2, 60.0)
+    seen = [Observation(np.zeros((px, px, 3), np.uint8), "go") for px in (8, 16)]
+    questions = [Question(Checkpoint("r", 1, "0" * 64), each, Future()) for each in seen]
+    courier._ask(questions[0].checkpoint, questions)
+    for question in questions:
+        assert "needs an inference replica" in str(question.answer.exception(0))
 
 
 def test_identity_is_what_is_declared_and_the_evaluations_own_id(tmp_path):

@@ -75,6 +75,8 @@ def store(tmp_path_factory, ray_cluster):
         store, "toy", ROW, wanted, encode_shard, build_manifest, lambda *n: shown.append(n)
     )
     assert shown[-1] == (6, manifest.episodes, 6)
+    files = [key.rpartition("/")[2] for key in store.list("datasets/toy/")]
+    assert files == ["manifest.json", *(shard.name for shard in manifest.shards)]
     return store
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from envs import tabletop
 from envs.benchmarks import benchmark
 from envs.experts.tabletop import demonstrate
+from vlm4vla import figures
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import DTYPES, Engine, accumulation
 from vlm4vla.export import load_policy
@@ -31,7 +32,7 @@ class FolderSink:
 
     def __init__(self, folder, stop=None, noticed_at=None):
         self.folder, self.stop, self.noticed_at = folder, stop, noticed_at
-        self.rows, self.parts = [], []
+        self.rows, self.parts, self.reported = [], [], []
 
     def candidates(self):
         done = self.folder.glob("step-*/complete")
@@ -51,6 +52,7 @@ class FolderSink:
 
     def report(self, rows):
         self.rows += rows
+        self.reported.append(rows[-1]["step"])
 
     def notice(self):
         return bool(self.rows) and self.rows[-1]["step"] + 1 == self.noticed_at
@@ -90,6 +92,15 @@ def test_two_steps_stop_resume_to_four_equals_four(dataset, tmp_path):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], whole.weights(2)[name]) for name in first)
+
+
+def test_the_figures_of_a_checkpoints_steps_are_reported_before_it(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "EVERY_S", 1e9)  # never due by themselves
+    sink = FolderSink(tmp_path / "sink")
+    train(replace(job(dataset, tmp_path / "scratch"), log_every=100), sink)
+    assert [part.step for part in sink.parts] == [2, 4]
+    assert {2, 4} <= set(sink.reported)
+    assert [row["step"] for row in sink.rows] == [1, 2, 3, 4]
 
 
 def test_micro_batches_accumulate_to_the_same_update(dataset, tmp_path):
