@@ -104,7 +104,7 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     def stored(run: str) -> Sequence[int]:
         return saved_steps(store, run)
 
-    plan = Plan(chosen, args.seed, stored)
+    plan = Plan(chosen, study_cli.seeds(args), stored)
     if args.json:
         args.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
     show(plan, store)
