@@ -119,7 +119,7 @@ def row_of(run: AnyRun, standing: Standing) -> dict[str, Any]:
     return {**chosen, "freeze": "+".join(chosen["freeze"]), **figures(standing)}
 
 
-def score_text(row: Mapping[str, Any]) -> str:
+def standing_text(row: Mapping[str, Any]) -> str:
     """Best with its interval, what confirmation says of it, and which cell it is."""
     best = f"{100 * row['success']:.0f}% [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
     if "confirmed" in row:

@@ -15,7 +15,7 @@ from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
 from vla_platform.stages import Stage, record
 from vla_platform.store import Store
-from vla_platform.study import Study, row_of, score_text
+from vla_platform.study import Study, row_of, standing_text
 from vla_platform.tables import aligned
 from vla_platform.trained import Science
 from vla_platform.tuning import OBJECTIVES, Search
@@ -115,7 +115,7 @@ def conclude(
     """
     rows = [{**row_of(run, standing), **more(run)} for run, standing in scored.items()]
     cli.write_json(args.json, rows)
-    lines = [[*columns, BEST], *([*_named(row, columns), score_text(row)] for row in rows)]
+    lines = [[*columns, BEST], *([*_named(row, columns), standing_text(row)] for row in rows)]
     print(f"\n{aligned(lines)}\n")  # noqa: T201
     print(variance(args, rows, columns, across_seeds))  # noqa: T201
     if asked > len(scored):
@@ -182,7 +182,7 @@ def variance(
 def _text(row: Mapping[str, Any]) -> str:
     """A trial that was stopped early has a best so far, without an interval."""
     if "low" in row:
-        return score_text(row)
+        return standing_text(row)
     return f"{100 * row['success']:.0f}% when it was stopped (step {row['step']})"
 
 
