@@ -1,11 +1,15 @@
 """Searches without Ray's processes: names, refusals, budgets, flat figures."""
 
+from argparse import Namespace
+
 import pytest
 from ray import tune
 from vla_platform.contest import Standing
 from vla_platform.store import open_store
+from vla_platform.study_cli import variance
 from vla_platform.tuning import Budget, Search, figures, folder
 
+from vlm4vla.analysis import across_trainings
 from vlm4vla.selection import Place, select
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-2), "backbone": tune.choice(["a", "b"])}
@@ -44,6 +48,15 @@ def test_a_budget_counts_each_trial_once():
     assert budget.stop_all()
 
 
+def test_chains_of_several_trainings_are_not_taken_for_coins():
+    """Three of five subtasks in every chain: a coin with that rate would have an interval."""
+    rows = [{"backbone": "a", "seed": seed} for seed in (0, 1)]
+    outcomes = [(0.6,) * 10] * 2
+    args = Namespace(seeds=2)
+    said = variance(args, rows, outcomes, ("backbone", "seed"), across_trainings)
+    assert said == "a: 60% [60, 60] over 2 trainings and their trials"
+
+
 def test_tunes_state_lies_beside_the_rows(tmp_path):
     assert folder(open_store(str(tmp_path))) == f"{tmp_path}/tune"
     assert folder(open_store("s3://bucket/a/b?endpoint=http://127.0.0.1:9")) == "bucket/a/b/tune"
@@ -51,10 +64,10 @@ def test_tunes_state_lies_beside_the_rows(tmp_path):
 
 def test_figures_are_flat_and_say_what_confirmed():
     cells = {Place(10, 2): {"reach": {0: 1.0, 1: 0.0}}, Place(20, 2): {"reach": {0: 1.0, 1: 1.0}}}
-    chosen = figures(Standing(select(cells), states=2, confirmed=0, played=4, saved=0))
+    chosen = figures(Standing(select(cells), (1.0, 1.0), confirmed=0, played=4, saved=0))
     assert (chosen["success"], chosen["step"], chosen["compared"]) == (1.0, 20, 2)
     assert "confirmed" not in chosen
     selection = select(cells, {"reach": {5: 1.0, 6: 0.0}})
-    confirmed = figures(Standing(selection, states=2, confirmed=2, played=4, saved=0))
+    confirmed = figures(Standing(selection, (1.0, 1.0), confirmed=2, played=4, saved=0))
     assert (confirmed["confirmed"], confirmed["confirmed_on"]) == (0.5, 2)
     assert all(isinstance(value, (int, float)) for value in confirmed.values())
