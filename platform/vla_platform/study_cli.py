@@ -56,7 +56,7 @@ def add_search(made: argparse.ArgumentParser) -> None:
 
 def add_running(made: Any) -> None:
     made.add_argument("--concurrent", type=cli.positive, default=1, help="runs at a time")
-    made.add_argument("--max-gpu-hours", type=float, help="begin nothing more after so many")
+    made.add_argument("--max-gpu-hours", type=float, help="end after so many; more continue")
 
 
 def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = ()) -> Study:
