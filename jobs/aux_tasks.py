@@ -59,7 +59,7 @@ def main() -> int:
     boxes = {run: study.by_step(run) for run in scored}
     study_cli.show_boxes(boxes, COLUMNS)
     return study_cli.conclude(
-        *(args, scored, len(runs), COLUMNS, science.across_seeds),
+        *(args, scored, len(runs), COLUMNS, science.across_trainings),
         more=lambda run: {"by_step": boxes[run]},
     )
 

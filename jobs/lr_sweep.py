@@ -48,12 +48,13 @@ def main() -> int:
     if args.search == "optuna":
         space = {"backbone": tune.choice(names), "lr": tune.loguniform(min(lrs), max(lrs))}
         wanted = study_cli.search(args, "lr", {**space, "seed": args.seed})
-        return study_cli.show_search(args, study.search(wanted, make, where), columns)
+        some = [make({"backbone": name, "lr": lrs[0], "seed": args.seed}) for name in names]
+        return study_cli.show_search(args, study.search(wanted, make, some), columns)
     axes = {"backbone": names, "lr": lrs, "seed": study_cli.seeds(args)}
     wanted = study_cli.search(args, "lr", {k: tune.grid_search(v) for k, v in axes.items()})
     runs = [make(config) for config in study_cli.combinations(axes)]
     scored = study.score(runs, wanted, make)
-    return study_cli.conclude(args, scored, len(runs), columns, science.across_seeds)
+    return study_cli.conclude(args, scored, len(runs), columns, science.across_trainings)
 
 
 def run_of(where: str, steps: int | None, config: Mapping[str, Any]) -> Run:

@@ -19,7 +19,7 @@ from ray import tune
 from vla_platform import artifacts, cli, study_cli
 from vla_platform.contest import Standing
 from vla_platform.store import Store, open_store
-from vla_platform.study import row_of, score_text
+from vla_platform.study import row_of, standing_text
 from vla_platform.tables import aligned
 
 from vlm4vla import cost, laptop, science
@@ -92,7 +92,7 @@ def show_tables(wanted: Mapping[Entry, Run], scored: Mapping[Any, Standing], sma
         lines = [["row", "column", "seed", study_cli.BEST, "in the paper"]]
         for entry, made in wanted.items():
             if entry.table == name:
-                text = score_text(row_of(made, scored[made])) if made in scored else "not scored"
+                text = standing_text(row_of(made, scored[made])) if made in scored else "not scored"
                 lines.append([entry.row, entry.column, str(made.seed), text, str(entry.printed)])
         print(f"\n{name}{shape}\n{aligned(lines)}")
 
@@ -104,7 +104,7 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     def stored(run: str) -> Sequence[int]:
         return saved_steps(store, run)
 
-    plan = Plan(chosen, args.seed, stored)
+    plan = Plan(chosen, study_cli.seeds(args), stored)
     if args.json:
         args.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
     show(plan, store)

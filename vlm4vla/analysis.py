@@ -249,25 +249,13 @@ def winners_inflation(cells: int, trials: int, rate: float) -> float:
     return float(np.sum(1 - at_most**cells)) / trials - rate
 
 
-def across_seeds(outcomes: Sequence[tuple[int, int]], seed: int = 0) -> Estimate:
-    """The mean rate of several trainings (successes, trials each) of one configuration.
-
-    Two-level bootstrap: trainings, then trials within them, so the interval speaks about the
-    next training and not only about these. With fewer than five it is still too narrow.
-    """
-    if not outcomes or not all(0 <= won <= trials > 0 for won, trials in outcomes):
-        raise ValueError(f"not successes and trials of one or more trainings: {outcomes!r:.99}")
-    wins, trials = np.array(outcomes, dtype=float).T
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(wins), size=(DRAWS, len(wins)))
-    drawn = rng.binomial(trials[chosen].astype(int), (wins / trials)[chosen]) / trials[chosen]
-    return Estimate(float(np.mean(wins / trials)), *_percentiles(drawn.mean(axis=1)))
-
-
 def across_trainings(outcomes: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """`across_seeds` for outcomes of any kind, such as how many subtasks each chain completed.
+    """The mean of several trainings of one configuration.
 
-    outcomes: of each training's trials; trainings may have played different numbers of them.
+    outcomes: of each training's trials, such as successes or how many subtasks each chain
+    completed; trainings may have played different numbers of them. Two-level bootstrap:
+    trainings, then trials within them, so the interval speaks about the next training and not
+    only about these. With fewer than five it is still too narrow.
     """
     # Sums of larger ones are infinite.
     if not outcomes or not all(len(each) and np.abs(each).max() < 1e100 for each in outcomes):

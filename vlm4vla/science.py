@@ -1,6 +1,6 @@
 """What the platform calls of this package; jobs hand it over, as the platform imports none."""
 
-from vlm4vla.analysis import across_seeds, wilson
+from vlm4vla.analysis import across_trainings, wilson
 from vlm4vla.aux.omni_job import make_stage_job
 from vlm4vla.aux.prepare import prepare_questions
 from vlm4vla.aux.scoring import score_stage
@@ -15,7 +15,7 @@ from vlm4vla.train import train
 
 __all__ = [
     "Engine",
-    "across_seeds",
+    "across_trainings",
     "build_manifest",
     "encode_shard",
     "hopeless",

@@ -40,14 +40,15 @@ class Plan:
     """A chosen part of the study. baselines: of expert policies, apart from everything else.
 
     Figures repeat the entries of tables: their trainings count, as entries they do not.
+    seeds: each entry is trained once with each.
     """
 
     chosen: tuple[Table | Figure, ...]
-    seed: int
+    seeds: Sequence[int]
     stored: Stored
 
     def bill(self, part: Table | Figure) -> Bill:
-        return _bill(part.entries(self.seed), self.stored)
+        return _bill(self._of([part]), self.stored)
 
     def total(self) -> Bill:
         whole = _bill(self._entries(Table, Figure), self.stored)
@@ -97,12 +98,15 @@ class Plan:
         }
 
     def _entries(self, *kinds: type) -> list[Entry]:
-        parts = [part for part in self.chosen if isinstance(part, kinds)]
-        return [entry for part in parts for entry in part.entries(self.seed)]
+        return self._of([part for part in self.chosen if isinstance(part, kinds)])
+
+    def _of(self, parts: Iterable[Table | Figure]) -> list[Entry]:
+        return [entry for part in parts for seed in self.seeds for entry in part.entries(seed)]
 
     def _experts(self, part: Table | Figure | None = None) -> list[Entry]:
         names = {p.name for p in ([part] if part else self.chosen)}
-        return [_seeded(entry, self.seed) for entry in BASELINES if entry.table in names]
+        found = [entry for entry in BASELINES if entry.table in names]
+        return list(dict.fromkeys(_seeded(entry, seed) for seed in self.seeds for entry in found))
 
 
 def _seeded(entry: Entry, seed: int) -> Entry:

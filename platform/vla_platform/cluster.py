@@ -93,6 +93,11 @@ class Cluster:
     stall_s: float | None = 600.0
     together: int = 1
 
+    @property
+    def training_gpus(self) -> float:
+        """What a training takes at most."""
+        return self.workers[1] * self.gpus_per_worker
+
     def engine(self) -> dict[str, Any]:
         """How a worker computes, for `vlm4vla.engine.Engine`."""
         return {name: getattr(self, name) for name in ENGINE}

@@ -72,15 +72,21 @@ class Entrant:
 class Standing:
     """A run's score. selection: what `Judge.select` found; its winner is an `Entrant`.
 
-    states: that chose, over all tasks; confirmed: that confirmed. played: episodes behind the
-    choice; saved: those that a full evaluation would have played in addition.
+    outcomes: the winner's on the states that chose it, over all tasks; confirmed: states that
+    confirmed. played: episodes behind the choice; saved: those that a full evaluation would have
+    played in addition.
     """
 
     selection: Any
-    states: int
+    outcomes: tuple[float, ...]
     confirmed: int
     played: int
     saved: int
+
+    @property
+    def states(self) -> int:
+        """That chose, over all tasks."""
+        return len(self.outcomes)
 
 
 class Contest:
@@ -123,16 +129,16 @@ class Contest:
         """Choose among the cells that were played to the end, then confirm the winner."""
         full = {e: self._nested(e) for e in self.outcomes if e not in self.stopped}
         selection = self.judge.select(full, None)
+        winner: Entrant = selection.winner
         confirmed = self._confirmation()
         if confirmed:
-            winner: Entrant = selection.winner
             outcomes = self._played([winner], confirmed)[winner]
             self.ledger.compact(self._cell(winner), self._episodes(winner, confirmed))
             selection = self.judge.select(full, _nested(confirmed, outcomes))
         played = sum(map(len, self.outcomes.values()))
         everything = self.competing * len(self.order)
-        states = len(self.order)
-        return Standing(selection, states, len(confirmed), played, everything - played)
+        chose = tuple(self.outcomes[winner])
+        return Standing(selection, chose, len(confirmed), played, everything - played)
 
     def _stop_hopeless(self) -> None:
         if self.rules.error is not None:

@@ -16,8 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from vla_platform import fleet as hosts
-from vla_platform import metrics, preemption
+from vla_platform import fleet, metrics, preemption
 from vla_platform.assignments import Assignment, PoolError, Tally
 from vla_platform.cluster import Cluster
 from vla_platform.fleet import Fleet, Member
@@ -61,13 +60,13 @@ class Pool:
             else []
         )
         self.started = 0
-        self.asked, self.nodes = time.monotonic(), hosts.nodes()
+        self.asked, self.nodes = time.monotonic(), fleet.nodes()
         self.fleet = Fleet(self._member, self.slots, cluster.hosts)
 
     def slots(self, simulator: str) -> int:
         """Simulators of one host; nodes come and go, so Ray is asked now and then."""
         if time.monotonic() - self.asked > NODES_S:
-            self.asked, self.nodes = time.monotonic(), hosts.nodes()
+            self.asked, self.nodes = time.monotonic(), fleet.nodes()
         return self.cluster.slots_for(simulator, self.nodes)
 
     def _member(self, simulator: str) -> Member:
@@ -208,7 +207,7 @@ class Round:
         if time.monotonic() - self.watched < WATCH_S:
             return
         self.watched = time.monotonic()
-        leaving = hosts.draining()
+        leaving = fleet.draining()
         self.fleet.leave(leaving)
         if ray.get_runtime_context().get_node_id() in leaving:
             notice.give("the driver's node is drained")
@@ -234,7 +233,7 @@ class Round:
         elif now - self.placed > self.limits.place:
             self.placed = now
             kind = next(iter(self.left))
-            cluster, there = self.pool.cluster, hosts.nodes()
+            cluster, there = self.pool.cluster, fleet.nodes()
             slots = self.pool.slots(kind)
             needed = (
                 f"a host of {kind} simulators takes {_amounts(cluster.takes(kind, slots))}, the "

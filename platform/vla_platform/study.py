@@ -84,14 +84,14 @@ class Study:
         left = [run for run, standing in found.items() if standing is None]
         if left:
             self.say(f"{len(left)} of {len(runs)} runs are not scored yet")
-            self.search(wanted, make_run)
+            self.search(wanted, make_run, runs)
             found |= {run: self.standing(run) for run in left}
         return {run: standing for run, standing in found.items() if standing is not None}
 
-    def search(self, wanted: Search, make_run: MakeRun, on: str | None = None) -> ResultGrid:
-        """Run a search to its end. on: a benchmark that its runs are on, if none was used yet."""
-        if on is not None:
-            self.setting(on)
+    def search(self, wanted: Search, make_run: MakeRun, runs: Sequence[AnyRun]) -> ResultGrid:
+        """Run a search to its end. runs: those that it tries, or some of them: what the space
+        leaves out shows there, and another such search is not this one continued."""
+        wanted = dataclasses.replace(wanted, scope=self._scope(runs))
         self.say(f"Ray dashboard: {session.connect() or 'none'}")
         completed = partial(_completed, self._settings, make_run)
         results = search(Objective(self._settings, completed), wanted)
@@ -101,9 +101,22 @@ class Study:
             self.say(f"error: {str(error).strip().splitlines()[-1]}")
         return results
 
+    def _scope(self, runs: Sequence[AnyRun]) -> dict[str, Any]:
+        """What the scores of a search depend on besides its space."""
+        settings = {run.benchmark: self.setting(run.benchmark) for run in runs}
+        ids = {self.completed(run).id(settings[run.benchmark].benchmark) for run in runs}
+        scoring = {name: _scoring(each) for name, each in settings.items()}
+        return {"runs": sorted(ids), "scoring": scoring}
+
     def _rules(self, name: str) -> Rules:
         row = benchmark(name)
         return Rules(row.tasks, self.states or row.trials, row.horizons, self.confirm, self.error)
+
+
+def _scoring(setting: Setting) -> dict[str, Any]:
+    checkpoints = list(setting.benchmark.recipe.checkpoints)
+    rules = dataclasses.asdict(setting.rules)
+    return {"rules": rules, "checkpoints": checkpoints, "fingerprint": setting.fingerprint}
 
 
 def _completed(
@@ -119,7 +132,7 @@ def row_of(run: AnyRun, standing: Standing) -> dict[str, Any]:
     return {**chosen, "freeze": "+".join(chosen["freeze"]), **figures(standing)}
 
 
-def score_text(row: Mapping[str, Any]) -> str:
+def standing_text(row: Mapping[str, Any]) -> str:
     """Best with its interval, what confirmation says of it, and which cell it is."""
     best = f"{100 * row['success']:.0f}% [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
     if "confirmed" in row:

@@ -15,12 +15,13 @@ from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
 from vla_platform.stages import Stage, record
 from vla_platform.store import Store
-from vla_platform.study import Study, row_of, score_text
+from vla_platform.study import Study, row_of, standing_text
 from vla_platform.tables import aligned
 from vla_platform.trained import Science
 from vla_platform.tuning import OBJECTIVES, Search
 
-AcrossSeeds = Callable[[Sequence[tuple[int, int]]], tuple[float, float, float]]
+AcrossTrainings = Callable[[Sequence[Sequence[float]]], tuple[float, float, float]]
+"""Outcomes of each training's trials -> their mean rate and its interval."""
 BEST = "best over checkpoints and horizons, 95%"
 LAPTOP_STATES = 20
 """Initial states per task with which laptop studies choose, when nothing else is said."""
@@ -55,7 +56,7 @@ def add_search(made: argparse.ArgumentParser) -> None:
 
 def add_running(made: Any) -> None:
     made.add_argument("--concurrent", type=cli.positive, default=1, help="runs at a time")
-    made.add_argument("--max-gpu-hours", type=float, help="begin nothing more after so many")
+    made.add_argument("--max-gpu-hours", type=float, help="end after so many; more continue")
 
 
 def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = ()) -> Study:
@@ -106,7 +107,7 @@ def conclude(
     scored: Mapping[Any, Any],
     asked: int,
     columns: Sequence[str],
-    across_seeds: AcrossSeeds,
+    across: AcrossTrainings,
     more: Callable[[Any], Mapping[str, Any]] = lambda run: {},
 ) -> int:
     """Print and write the rows of scored runs; 1 when some are missing.
@@ -115,9 +116,10 @@ def conclude(
     """
     rows = [{**row_of(run, standing), **more(run)} for run, standing in scored.items()]
     cli.write_json(args.json, rows)
-    lines = [[*columns, BEST], *([*_named(row, columns), score_text(row)] for row in rows)]
+    lines = [[*columns, BEST], *([*_named(row, columns), standing_text(row)] for row in rows)]
     print(f"\n{aligned(lines)}\n")  # noqa: T201
-    print(variance(args, rows, columns, across_seeds))  # noqa: T201
+    outcomes = [standing.outcomes for standing in scored.values()]
+    print(variance(args, rows, outcomes, columns, across))  # noqa: T201
     if asked > len(scored):
         print(f"{asked - len(scored)} runs have no score; the same command continues")  # noqa: T201
     return int(asked > len(scored))
@@ -160,21 +162,24 @@ def show_search(args: argparse.Namespace, results: ResultGrid, columns: Sequence
 def variance(
     args: argparse.Namespace,
     rows: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[Sequence[float]],
     columns: Sequence[str],
-    across_seeds: AcrossSeeds,
+    across: AcrossTrainings,
 ) -> str:
-    """What several trainings of one run say together; else that nobody knows."""
+    """What several trainings of one run say together; else that nobody knows.
+
+    outcomes: of each row's winner.
+    """
     if args.seeds == 1:
         return "Training variance unknown: one seed a run (--seeds N trains each N times)."
-    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for row in rows:
+    groups: dict[tuple[str, ...], list[Sequence[float]]] = {}
+    for row, found in zip(rows, outcomes, strict=True):
         key = tuple(_named(row, [name for name in columns if name != "seed"]))
-        outcome = round(row["success"] * row["states"]), row["states"]
-        groups.setdefault(key, []).append(outcome)
+        groups.setdefault(key, []).append(found)
     lines = []
-    for key, outcomes in groups.items():
-        rate, low, high = (100 * share for share in across_seeds(outcomes))
-        over = f"over {len(outcomes)} trainings and their trials"
+    for key, trainings in groups.items():
+        rate, low, high = (100 * share for share in across(trainings))
+        over = f"over {len(trainings)} trainings and their trials"
         lines.append(f"{' '.join(key)}: {rate:.0f}% [{low:.0f}, {high:.0f}] {over}")
     return "\n".join(lines)
 
@@ -182,7 +187,7 @@ def variance(
 def _text(row: Mapping[str, Any]) -> str:
     """A trial that was stopped early has a best so far, without an interval."""
     if "low" in row:
-        return score_text(row)
+        return standing_text(row)
     return f"{100 * row['success']:.0f}% when it was stopped (step {row['step']})"
 
 

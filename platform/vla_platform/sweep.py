@@ -113,8 +113,8 @@ class Sweep:
                 report.results += wanted
                 self._play(run.name, [result.wanted for result in wanted], report)
         if trials.film:
-            trained = [result.wanted for result in report.results if result.label == "trained"]
-            filmed = evaluation.film(self.ledger, trained, trials.film, self._pool)
+            shown = [result.wanted for result in report.results if result.label == "trained"]
+            filmed = evaluation.film(self.ledger, shown, trials.film, self._pool)
             report.videos, report.errors = filmed.keys, report.errors + len(filmed.errors)
             self._say_errors("videos", filmed.errors)
         return report

@@ -62,6 +62,28 @@ class AnyRun(Protocol):
 R = TypeVar("R", bound=AnyRun)
 
 
+@dataclass
+class Watch:
+    """Adds up what blocks take; `seconds` counts the one under way, too, in any thread."""
+
+    _state: tuple[float, float | None] = (0.0, None)
+
+    @property
+    def running(self) -> bool:
+        return self._state[1] is not None
+
+    @property
+    def seconds(self) -> float:
+        ended, began = self._state
+        return ended if began is None else ended + time.monotonic() - began
+
+    def __enter__(self) -> None:
+        self._state = self.seconds, time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._state = self.seconds, None
+
+
 @dataclass(frozen=True)
 class Training:
     """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
@@ -140,26 +162,25 @@ def published(setting: Setting, run: Training) -> list[Checkpoint]:
     return [each for each in artifacts.checkpoints(setting.store, run.id) if each.step in wanted]
 
 
-def ensure_trained(setting: Setting, *runs: Training) -> float:
+def ensure_trained(setting: Setting, *runs: Training, watch: Watch | None = None) -> float:
     """Train the runs that the store lacks, in one group of workers; seconds spent here.
 
-    Those that another process is at are waited for.
+    Those that another process is at are waited for. watch: counts the seconds as they pass.
     """
-    store, spent = setting.store, 0.0
+    store, watch = setting.store, watch or Watch()
     claimants = [(run, Claimant(store, f"training/{run.id}")) for run in runs]
     while claimants := [pair for pair in claimants if not trained(setting, pair[0])]:
-        began = time.monotonic()
         with ExitStack() as held:
             mine = [run for run, claimant in claimants if _claimed(claimant, held)]
             mine = [run for run in mine if not trained(setting, run)]  # by who held it before
             if mine:
-                ensure_dataset(setting)
-                tasks = [_task(setting, run) for run in mine]
-                training.fit(setting.science.train, tasks, store, setting.cluster)
-                spent += time.monotonic() - began
+                with watch:
+                    ensure_dataset(setting)
+                    tasks = [_task(setting, run) for run in mine]
+                    training.fit(setting.science.train, tasks, store, setting.cluster)
         if not mine:
             time.sleep(POLL_S)
-    return spent
+    return watch.seconds
 
 
 def _claimed(claimant: Claimant, held: ExitStack) -> bool:

@@ -18,7 +18,7 @@ from vla_platform.assignments import Assignment
 from vla_platform.contest import Contest, Standing, UnplayedError
 from vla_platform.ledger import Ledger
 from vla_platform.rollouts import Pool
-from vla_platform.trained import POLL_S, Setting, Training, ensure_trained, published, steps
+from vla_platform.trained import POLL_S, Setting, Training, Watch, ensure_trained, published, steps
 
 
 class RolloutsError(RuntimeError):
@@ -27,10 +27,9 @@ class RolloutsError(RuntimeError):
 
 @dataclass
 class Spent:
-    """What scoring a run took, this time."""
+    """What scoring a run took, this time; of a training under way what it took so far."""
 
-    training_s: float = 0.0
-    gpu_hours: float = 0.0
+    training: Watch = field(default_factory=Watch)
     rollout_s: float = 0.0
     episodes: int = 0
 
@@ -52,6 +51,11 @@ class Trial:
     run: Training
     pool: Callable[[], Pool] | None = None
     spent: Spent = field(default_factory=Spent)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the training, by what it may take at most."""
+        return self.spent.training.seconds * self.setting.cluster.training_gpus / 3600
 
     def standing(self) -> Standing | None:
         """The score if all of it is in the store, without training or playing anything."""
@@ -107,10 +111,7 @@ class Trial:
                     time.sleep(POLL_S)
 
     def _train(self) -> None:
-        self.spent.training_s = ensure_trained(self.setting, self.run)
-        cluster = self.setting.cluster
-        gpus = cluster.workers[1] * cluster.gpus_per_worker
-        self.spent.gpu_hours = self.spent.training_s * gpus / 3600
+        ensure_trained(self.setting, self.run, watch=self.spent.training)
 
     def _play(self, assignments: Sequence[Assignment]) -> None:
         assert self.pool is not None
@@ -129,7 +130,10 @@ class Trial:
 
 @contextmanager
 def _beside(work: Callable[[], None]) -> Iterator[Future[None]]:
-    """Run `work` in a thread that nobody waits for if the block is left early."""
+    """Run `work` in a thread that nobody waits for if the block is left early.
+
+    Ray's trainer cannot be stopped from outside: a training left so ends with its process.
+    """
     future: Future[None] = Future()
 
     def run() -> None:

@@ -22,6 +22,7 @@ from ray.tune.search.sample import Domain
 
 from envs.hashing import stable_hash
 from vla_platform.contest import Standing
+from vla_platform.resuming import GPU_HOURS, TRAINING, Budget, Grid, Limited
 from vla_platform.rollouts import Pool
 from vla_platform.store import Store
 from vla_platform.store_folder import FolderStore
@@ -31,7 +32,7 @@ from vla_platform.trial import Landed, Trial
 
 log = logging.getLogger(__name__)
 
-SUCCESS, GPU_HOURS = "success", "gpu_hours"
+SUCCESS = "success"
 OBJECTIVES = {SUCCESS: "max", GPU_HOURS: "min"}
 """What a search may look at, and which way is better."""
 RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
@@ -47,7 +48,8 @@ class Search:
     space: of a trial's config, as Tune has it. samples: trials per grid point, or of a search.
     optuna: propose from what was found so far. asha: stop runs that fall behind. objectives:
     several only with optuna, and without asha. concurrent: runs at a time. max_gpu_hours: end
-    when so many were spent.
+    when so many were spent; a search with more continues. scope: what scores depend on besides
+    the space (plain values).
     """
 
     name: str
@@ -59,6 +61,7 @@ class Search:
     concurrent: int = 1
     max_gpu_hours: float | None = None
     seed: int = 0
+    scope: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = set(self.objectives) - set(OBJECTIVES)
@@ -73,6 +76,7 @@ class Search:
         space = {name: _spelled(values) for name, values in self.space.items()}
         fields: dict[str, Any] = {"samples": self.samples, "optuna": self.optuna, "asha": self.asha}
         fields |= {"space": space, "objectives": list(self.objectives), "seed": self.seed}
+        fields["scope"] = dict(self.scope)
         return f"{self.name}-{stable_hash(fields)[:8]}"
 
 
@@ -127,32 +131,34 @@ _PROCESS = _Process()
 def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
     """Run the search, or what is left of it, to its end (or its budget's)."""
     setting = next(iter(objective.settings.values()))
-    store, name = setting.store, wanted.experiment
-    where, filesystem = folder(store), _filesystem(store)
+    where, filesystem = folder(setting.store), _filesystem(setting.store)
+    path = f"{where}/{wanted.experiment}"
     trainable = tune.with_resources(_function(objective), RESOURCES)
-    if tune.Tuner.can_restore(f"{where}/{name}", storage_filesystem=filesystem):
-        log.info("continuing %s", name)
+    begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
+    # Made for a search that was begun, too: it leaves its settings where `restore` reads them,
+    # so that this command's budget and concurrency hold.
+    tuner = tune.Tuner(
+        trainable,
+        param_space=dict(wanted.space),
+        tune_config=_tune_config(setting, wanted),
+        run_config=tune.RunConfig(
+            name=wanted.experiment,
+            storage_path=where,
+            storage_filesystem=filesystem,
+            callbacks=[Budget(wanted.max_gpu_hours, setting.cluster.training_gpus)],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=1,
+        ),
+    )
+    if begun:
+        log.info("continuing %s", wanted.experiment)
         tuner = tune.Tuner.restore(
-            f"{where}/{name}",
+            path,
             trainable,
             resume_unfinished=True,
             restart_errored=True,
             param_space=dict(wanted.space),
             storage_filesystem=filesystem,
-        )
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=dict(wanted.space),
-            tune_config=_tune_config(setting, wanted),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=where,
-                storage_filesystem=filesystem,
-                stop=None if wanted.max_gpu_hours is None else Budget(wanted.max_gpu_hours),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                verbose=1,
-            ),
         )
     return tuner.fit()
 
@@ -169,42 +175,31 @@ def _function(objective: Objective) -> Callable[[Mapping[str, Any]], None]:
 def _tune_config(setting: Setting, wanted: Search) -> tune.TuneConfig:
     modes = [OBJECTIVES[name] for name in wanted.objectives]
     one = len(modes) == 1
-    searcher = None
-    if wanted.optuna:
-        names = list(wanted.objectives)
-        searcher = OptunaSearch(
-            metric=names[0] if one else names, mode=modes[0] if one else modes, seed=wanted.seed
-        )
     return tune.TuneConfig(
         metric=wanted.objectives[0] if one else None,
         mode=modes[0] if one else None,
-        search_alg=searcher,
+        search_alg=_searcher(wanted, modes),
         scheduler=_asha(setting) if wanted.asha else FIFOScheduler(),
         num_samples=wanted.samples,
-        max_concurrent_trials=wanted.concurrent,
-        reuse_actors=True,
+        reuse_actors=not wanted.asha,  # a training that ASHA stops ends with its process
     )
+
+
+def _searcher(wanted: Search, modes: list[str]) -> Grid | Limited:
+    if not wanted.optuna:
+        return Grid(max_concurrent=wanted.concurrent)
+    names = list(wanted.objectives)
+    one = len(names) == 1
+    proposed = OptunaSearch(
+        metric=names[0] if one else names, mode=modes[0] if one else modes, seed=wanted.seed
+    )
+    return Limited(proposed, wanted.concurrent)
 
 
 def _asha(setting: Setting) -> ASHAScheduler:
     """Rungs at every doubling of checkpoints; a trial reports once more at its end."""
     rungs = len(setting.benchmark.recipe.checkpoints) + 1
     return ASHAScheduler(max_t=rungs, grace_period=1, reduction_factor=2)
-
-
-@dataclass
-class Budget(tune.Stopper):
-    """Ends a search when its trials have spent so many GPU-hours; trainings keep what they have."""
-
-    gpu_hours: float
-    spent: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.spent[trial_id] = result.get(GPU_HOURS, 0.0)
-        return False
-
-    def stop_all(self) -> bool:
-        return sum(self.spent.values()) >= self.gpu_hours
 
 
 def figures(standing: Standing) -> dict[str, Any]:
@@ -241,8 +236,9 @@ def _spent(trial: Trial) -> dict[str, Any]:
     spent = trial.spent
     return {
         "run": trial.run.id,
-        GPU_HOURS: spent.gpu_hours,
-        "training_s": spent.training_s,
+        GPU_HOURS: trial.gpu_hours,
+        TRAINING: spent.training.running,
+        "training_s": spent.training.seconds,
         "rollout_s": spent.rollout_s,
         "episodes": spent.episodes,
     }

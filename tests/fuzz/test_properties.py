@@ -240,7 +240,6 @@ FIGURES = st.one_of(
 RESAMPLED = st.one_of(
     st.tuples(st.just(analysis.chain_metrics), st.tuples(st.lists(st.integers(-1, 6) | RATE))),
     st.tuples(st.just(analysis.paired_bootstrap), st.tuples(COUNT, COUNT, COUNT)),
-    st.tuples(st.just(analysis.across_seeds), st.tuples(CELLS)),
     st.tuples(st.just(analysis.across_trainings), st.tuples(st.lists(NUMBERS, max_size=3))),
 )
 

@@ -55,6 +55,14 @@ def test_dry_run_sees_what_is_in_the_store(tmp_path, monkeypatch):
     assert made["gpu_hours_left"] < made["gpu_hours"]
 
 
+def test_dry_run_bills_every_seed(tmp_path, monkeypatch):
+    out = tmp_path / "plan.json"
+    table = ("--dry-run", "--tables", "5", "--json", out)
+    assert study(monkeypatch, tmp_path / "store", *table, "--seeds", 3) == 0
+    made = json.loads(out.read_text())
+    assert (made["entries"], made["trainings"]) == (36, 36)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -62,6 +62,8 @@ def test_full_evaluation_plays_everything_and_finds_the_best(ledger):
     winner = standing.selection.winner
     assert (winner.step, winner.horizon) == (200, 2)
     assert standing.selection.confirmed is None
+    assert standing.states == len(standing.outcomes) == 60
+    assert np.mean(standing.outcomes) == pytest.approx(standing.selection.best.value)
     assert 0.8 < standing.selection.best.value <= 1.0
 
 

@@ -1,11 +1,14 @@
 """What a run is trained on: published data where they are prepared, else an expert's."""
 
+from dataclasses import replace
+
 import pytest
 from vla_platform.cluster import CLUSTERS
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.store import open_store
-from vla_platform.trained import Setting, data_of, ensure_dataset
+from vla_platform.trained import Setting, Training, data_of, ensure_dataset
+from vla_platform.trial import Trial
 
 from envs.benchmarks import benchmark
 from vlm4vla import science
@@ -55,6 +58,15 @@ def test_a_run_on_published_data_is_the_papers_and_any_other_names_its_data(fold
     assert other.completed(run).dataset == "mine-0123456789ab"
     with pytest.raises(KeyError, match="mine-0123456789ab is not complete"):
         ensure_dataset(other)
+
+
+def test_a_training_that_fails_is_counted(folder):
+    on_gpus = replace(setting(folder, CALVIN, "mine-0123456789ab"), cluster=CLUSTERS["cluster"])
+    trial = Trial(on_gpus, Training("run", "run-0123456789ab", 8, print))
+    with pytest.raises(KeyError, match="not complete"):
+        trial._train()
+    assert trial.gpu_hours > 0
+    assert not trial.spent.training.running
 
 
 def test_experts_demonstrations_of_a_benchmark_are_not_its_published_data(folder):

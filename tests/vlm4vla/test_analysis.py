@@ -18,7 +18,6 @@ from statsmodels.stats.proportion import proportion_confint, proportion_effectsi
 
 from vlm4vla import analysis
 from vlm4vla.analysis import (
-    across_seeds,
     across_trainings,
     best_of,
     box,
@@ -212,19 +211,19 @@ def test_best_of_reports_both_numbers():
     assert best_of({"only": (3, 4)}).confirmed is None
 
 
+def trainings(*won):
+    return [[1.0] * each + [0.0] * (100 - each) for each in won]
+
+
 def test_seeds_widen_the_interval():
-    alike = across_seeds([(50, 100)] * 5)
-    apart = across_seeds([(30, 100), (40, 100), (50, 100), (60, 100), (70, 100)])
+    alike = across_trainings(trainings(50, 50, 50, 50, 50))
+    apart = across_trainings(trainings(30, 40, 50, 60, 70))
     assert alike.value == apart.value == 0.5
     assert alike.high - alike.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(500), rel=0.06)
     assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
 
 
-def test_across_trainings_is_across_seeds_for_successes_and_takes_chains():
-    rates = (30, 40, 50, 60, 70)
-    plain = across_seeds([(won, 100) for won in rates])
-    listed = across_trainings([[1.0] * won + [0.0] * (100 - won) for won in rates])
-    assert listed == pytest.approx(plain, abs=0.005)
+def test_across_trainings_takes_chains():
     rng = np.random.default_rng(0)
     chains = [rng.binomial(5, rate, size) for rate, size in ((0.4, 800), (0.5, 1000), (0.6, 500))]
     found = across_trainings(chains)
@@ -360,7 +359,7 @@ def test_the_best_of_cells_with_thousands_of_trials():
         lambda: chain_metrics([1.5, 2.0]),
         lambda: chain_metrics([0.0, 5.0]),
         lambda: correlate([1, 2, 3, float("nan")], [1, 2, 3, 4]),
-        lambda: across_seeds([(0, 0)]),
+        lambda: across_trainings([[1.0], []]),
         lambda: trials_to_tell_apart(0.5, 1.5),
         lambda: trials_to_tell_apart(2e-313, 0.0),
         lambda: across_trainings([[-1e308, 1.0], [-1e308]]),

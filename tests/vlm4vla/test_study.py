@@ -25,8 +25,8 @@ def entries(*names):
     return [entry for name in names or study.TABLES for entry in study.TABLES[name].entries()]
 
 
-def plan(*names, stored=lambda run: ()):
-    return Plan(tuple(study.choose(names or None)), 0, stored)
+def plan(*names, stored=lambda run: (), seeds=(0,)):
+    return Plan(tuple(study.choose(names or None)), seeds, stored)
 
 
 def test_entries_of_each_table_and_distinct_trainings():
@@ -151,6 +151,18 @@ def test_what_is_stored_is_not_paid_again():
     assert done.gpu_hours - done.gpu_hours_left == pytest.approx(
         cost.gpu_hours(study.trainings(entries("table5"))[first])
     )
+
+
+def test_every_seed_is_a_training_of_its_own():
+    one, three = (plan("table1", "table2", "figure3", seeds=seeds) for seeds in ((4,), (4, 5, 6)))
+    assert one.total().trainings == 27
+    assert dataclasses.asdict(three.total()) == pytest.approx(
+        {name: 3 * count for name, count in dataclasses.asdict(one.total()).items()}
+    )
+    assert three.bill(study.TABLES["table1"]).trainings == 27
+    assert {row["seed"] for row in three.rows() if row["id"]} == {4, 5, 6}
+    assert three.baselines().trainings == 12
+    assert three.quoted() == one.quoted() == 4, "nothing is trained for them"
 
 
 def test_episodes_are_checkpoints_times_horizons_times_trials():
