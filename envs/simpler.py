@@ -59,7 +59,7 @@ OFFICIAL: Mapping[str, Any] = {
     "success_rule": "last_step",
     "simulator_args": {"gripper": "two_consecutive"},
 }
-"""What the released evaluator has otherwise; fields for `dataclasses.replace` of the row."""
+"""What the released evaluator has otherwise: fields of the row (`envs.benchmarks.evaluated`)."""
 
 
 def wrong_instruction(task: str, initial_state: int) -> str:

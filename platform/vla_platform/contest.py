@@ -84,7 +84,10 @@ class Standing:
 
 
 class Contest:
-    """The cells of one run. steps: the checkpoints that will ever compete."""
+    """The cells of one run. steps: the checkpoints that will ever compete.
+
+    profile: the run's; `benchmark` is the row on which policies of it are played.
+    """
 
     def __init__(
         self,
@@ -95,9 +98,11 @@ class Contest:
         judge: Judge,
         steps: Sequence[int],
         play: Play | None = None,
+        profile: str = "paper",
     ) -> None:
         self.ledger, self.benchmark, self.fingerprint = ledger, benchmark, fingerprint
         self.rules, self.judge, self.play = rules, judge, play
+        self.profile = profile
         self.order = judge.order(rules.tasks, rules.states)
         self.competing = len(steps) * len(rules.horizons)
         self.outcomes: dict[Entrant, list[float]] = {}
@@ -179,6 +184,7 @@ class Contest:
             benchmark=self.benchmark.name,
             horizon=entrant.horizon,
             fingerprint=self.fingerprint,
+            profile=self.profile,
         )
 
     def _nested(self, entrant: Entrant) -> Outcomes:

@@ -7,7 +7,7 @@ import pytest
 from vla_platform.artifacts import Checkpoint
 from vla_platform.contest import Contest, Entrant, Rules, UnplayedError
 from vla_platform.ledger import Ledger
-from vla_platform.rows import Row
+from vla_platform.rows import Cell, Row
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
@@ -42,8 +42,8 @@ class Player:
             assert self.ledger.commit(row)
 
 
-def hold(ledger, rules, play):
-    contest = Contest(ledger, TABLETOP, "print", rules, JUDGE, (100, 200), play)
+def hold(ledger, rules, play, **fields):
+    contest = Contest(ledger, TABLETOP, "print", rules, JUDGE, (100, 200), play, **fields)
     for checkpoint in CHECKPOINTS:
         contest.enter(checkpoint)
     return contest.finish()
@@ -98,6 +98,16 @@ def test_more_states_play_only_what_is_new(ledger):
     more = Player(ledger)
     hold(ledger, rules(error=None, confirm=0, states=25), more)
     assert len(more.played) == 4 * 5 * len(TABLETOP.tasks)
+
+
+def test_cells_carry_the_runs_profile_and_the_papers_keep_their_ids(ledger):
+    paper, official = Player(ledger), Player(ledger)
+    hold(ledger, rules(), paper)
+    hold(ledger, rules(), official, profile="official")
+    cells = {e.cell for e in paper.played}
+    assert cells == {Cell(c.digest, "tabletop", h, "print") for c in CHECKPOINTS for h in (4, 2)}
+    assert {e.cell.profile for e in official.played} == {"official"}
+    assert len(official.played) == len(paper.played)
 
 
 def test_nobody_to_play_what_is_missing(ledger):
