@@ -33,8 +33,10 @@ class Rules:
     """How a run is scored (paper 3.3): the same for all runs that are compared.
 
     states: initial states per task that choose the best. confirm: fresh ones per task for the
-    winner, 0 for none. error: probability allowed for stopping a cell that a full evaluation
-    would call best; None plays all. look: states of a cell between two looks.
+    winner, 0 for none; within: half the width that the confirmed 95% interval may have, which
+    then sets their number by the winner's spread. error: probability allowed for stopping a cell
+    that a full evaluation would call best; None plays all. look: states of a cell between two
+    looks.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +45,7 @@ class Rules:
     confirm: int = 0
     error: float | None = 0.05
     look: int = 30
+    within: float | None = None
 
 
 class Judge(Protocol):
@@ -54,6 +57,8 @@ class Judge(Protocol):
     def hopeless(self) -> Callable[..., set[Any]]: ...
     @property
     def select(self) -> Callable[..., Any]: ...
+    @property
+    def confirmation_states(self) -> Callable[..., int]: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Contest:
         """Choose among the cells that were played to the end, then confirm the winner."""
         full = {e: self._nested(e) for e in self.outcomes if e not in self.stopped}
         selection = self.judge.select(full, None)
-        confirmed = self._confirmation()
+        confirmed = self._confirmation(full[selection.winner])
         if confirmed:
             winner: Entrant = selection.winner
             outcomes = self._played([winner], confirmed)[winner]
@@ -145,11 +150,14 @@ class Contest:
                 self.outcomes, len(self.order), self.rules.error, self.competing
             )
 
-    def _confirmation(self) -> list[State]:
+    def _confirmation(self, chosen_on: Outcomes) -> list[State]:
+        count, within = self.rules.confirm, self.rules.within
+        if within is not None:
+            count = self.judge.confirmation_states(within, chosen_on)
         first = self.benchmark.confirmation_from
         if first is None:
             first = max(self.benchmark.trials, self.rules.states)
-        states = range(first, first + self.rules.confirm)
+        states = range(first, first + count)
         return [(task, state) for task in self.rules.tasks for state in states]
 
     def _played(

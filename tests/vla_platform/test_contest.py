@@ -11,11 +11,13 @@ from vla_platform.rows import Cell, Row
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
-from vlm4vla.selection import select
+from vlm4vla.selection import confirmation_states, select
 from vlm4vla.sequential import hopeless, order
 
 TABLETOP = benchmark("tabletop")
-JUDGE = SimpleNamespace(order=order, hopeless=hopeless, select=select)
+JUDGE = SimpleNamespace(
+    order=order, hopeless=hopeless, select=select, confirmation_states=confirmation_states
+)
 RATES = {(100, 4): 0.2, (100, 2): 0.5, (200, 4): 0.3, (200, 2): 0.9}
 CHECKPOINTS = [Checkpoint("run", step, f"{step:064d}") for step in (100, 200)]
 
@@ -83,6 +85,14 @@ def test_confirmation_is_on_states_that_chose_nothing(ledger):
     assert len(fresh) == standing.confirmed
     assert {e.cell.horizon for e in fresh} == {standing.selection.winner.horizon}
     assert standing.selection.confirmed is not None
+
+
+def test_confirmation_is_as_long_as_the_interval_asked_for_needs(ledger):
+    standing = hold(ledger, rules(within=0.06), Player(ledger))
+    confirmed = standing.selection.confirmed
+    assert standing.confirmed > 2 * 5 * len(TABLETOP.tasks)
+    assert (confirmed.high - confirmed.low) / 2 == pytest.approx(0.06, abs=0.015)
+    assert hold(ledger, rules(within=0.06), None) == standing
 
 
 def test_a_contest_that_was_killed_takes_the_same_decisions(ledger):
