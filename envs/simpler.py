@@ -13,9 +13,8 @@ import numpy as np
 
 from envs.api import ActionSpec, Benchmark, Observation, StepResult, TrainingRecipe
 from envs.resize import resize
-from envs.simpler_scene import Scene
+from envs.simpler_scene import EPISODES, Scene
 
-EPISODES = 24
 IMAGE_SIZE = 224
 GRIPPERS = ("threshold", "two_consecutive")
 LONG_TASK = "widowx_put_eggplant_in_basket"
