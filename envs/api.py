@@ -38,8 +38,8 @@ class Observation:
 class ActionSpec:
     """Units, frame and gripper sign of a float32 [7] action.
 
-    translation: metres that a value of 1.0 moves, or "m" scale 1.0 for plain metres.
-    rotation: "euler" or "axis_angle"; rotation_scale is radians per 1.0.
+    translation_scale: metres that a value of 1.0 moves. rotation: "euler" or "axis_angle";
+    rotation_scale: radians per 1.0.
     gripper_close: the value that closes the gripper (+1 or -1).
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+import dataclasses
+from typing import Any, Callable, Dict, Mapping, Optional
 
 from envs import calvin, libero, simpler, tabletop
 from envs.api import Benchmark, did_you_mean
@@ -20,6 +21,19 @@ def benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise did_you_mean("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
+
+
+OFFICIAL: Dict[str, Mapping[str, Any]] = {"simpler": simpler.OFFICIAL}
+"""simulator -> fields of a row that the released evaluator has otherwise."""
+
+
+def evaluated(row: Benchmark, profile: str) -> Benchmark:
+    """The row on which policies of a profile ("paper" or "official") are played."""
+    changes = OFFICIAL.get(row.simulator) if profile == "official" else None
+    if changes is None:
+        return row
+    args = {**row.simulator_args, **changes["simulator_args"]}
+    return dataclasses.replace(row, **{**changes, "simulator_args": args})
 
 
 WRONG_INSTRUCTIONS: Dict[str, Callable[[str, int], str]] = {

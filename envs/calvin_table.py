@@ -16,6 +16,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from envs.api import Snapshot
+from envs.hashing import commit
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ class PlayTable:
         return {
             **versions,
             "python": platform.python_version(),
-            "calvin_env": _commit(self._root),
-            "calvin": _commit(_protocol_folder(self._root)),
+            "calvin_env": commit(self._root),
+            "calvin": commit(_protocol_folder(self._root)),
             "assets": _tree_hash(self._root / "data", self._root / "conf"),
             "renderer": _gl_renderer() if self.renderer == "egl" else "TinyRenderer",
         }
@@ -204,11 +205,6 @@ def _protocol(folder: Path) -> Tuple[Any, Mapping[str, Any]]:
         load(folder / "callbacks/rollout/tasks/new_playtable_tasks.yaml")
     )
     return oracle, load(folder / "annotations/new_playtable_validation.yaml")
-
-
-def _commit(folder: Path) -> str:
-    git = importlib.import_module("git")
-    return str(git.Repo(folder, search_parent_directories=True).head.object.hexsha)
 
 
 def _tree_hash(*folders: Path) -> str:

@@ -1,12 +1,14 @@
 """The one hash behind every identity: runs, episodes, cells, fingerprints.
 
-Standard library only and Python 3.8, because simulator children import `envs`.
+Standard library only at import and Python 3.8, because simulator children import `envs`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+from pathlib import Path
 
 
 def canonical_json(value: object) -> str:
@@ -21,3 +23,9 @@ def canonical_json(value: object) -> str:
 def stable_hash(value: object) -> str:
     """64 hex digits: sha256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def commit(folder: Path) -> str:
+    """The commit of the git checkout that a simulator's folder lies in; needs GitPython."""
+    git = importlib.import_module("git")
+    return str(git.Repo(folder, search_parent_directories=True).head.object.hexsha)

@@ -13,9 +13,8 @@ import numpy as np
 
 from envs.api import ActionSpec, Benchmark, Observation, StepResult, TrainingRecipe
 from envs.resize import resize
-from envs.simpler_scene import Scene
+from envs.simpler_scene import EPISODES, Scene
 
-EPISODES = 24
 IMAGE_SIZE = 224
 GRIPPERS = ("threshold", "two_consecutive")
 LONG_TASK = "widowx_put_eggplant_in_basket"
@@ -59,7 +58,7 @@ OFFICIAL: Mapping[str, Any] = {
     "success_rule": "last_step",
     "simulator_args": {"gripper": "two_consecutive"},
 }
-"""What the released evaluator has otherwise; fields for `dataclasses.replace` of the row."""
+"""What the released evaluator has otherwise: fields of the row (`envs.benchmarks.evaluated`)."""
 
 
 def wrong_instruction(task: str, initial_state: int) -> str:

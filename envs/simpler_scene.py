@@ -20,6 +20,8 @@ from typing import Any, Dict, List
 
 import numpy as np
 
+from envs.hashing import commit
+
 log = logging.getLogger(__name__)
 
 CAMERA = "3rd_view_camera"
@@ -109,7 +111,7 @@ class Scene:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
             **{
-                name: _commit(_package_root(name))
+                name: commit(_package_root(name))
                 for name in ("simpler_env", "mani_skill2_real2sim")
             },
             "assets": _assets_hash(),
@@ -219,11 +221,6 @@ def _renderer_name() -> str:
 
 def _package_root(name: str) -> Path:
     return Path(str(_import(name).__file__)).resolve().parent
-
-
-def _commit(folder: Path) -> str:
-    git = importlib.import_module("git")
-    return str(git.Repo(folder, search_parent_directories=True).head.object.hexsha)
 
 
 def _assets_hash() -> str:

@@ -15,7 +15,6 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 
 from envs.api import (
-    ACTION_DIM,
     ActionSpec,
     Benchmark,
     Demonstration,
@@ -285,6 +284,3 @@ class Tabletop:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-assert ACTION_DIM == 7

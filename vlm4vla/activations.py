@@ -5,7 +5,8 @@ Counted on the meta device: every width is the row's own, no weight exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import mul
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 
 from vlm4vla.backbones import Backbone
 from vlm4vla.families import family_of
+from vlm4vla.families.base import Tower
 from vlm4vla.recipe import PAPER
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -30,19 +32,19 @@ def activation_bytes(
     """
     vlm = vlm.to(DTYPES[width])
     family_of(row).speed_up(vlm)
-    patches = vision_positions(row, image_px)
-    text, vision = text_layer(vlm, row, tokens), vision_layer(vlm, row, patches)
-    layers = len(text_layers(vlm, row)), len(vision_layers(vlm, row))
+    towers = towers_of(row, image_px)
+    text, layers = text_layer(vlm, row, tokens), len(text_layers(vlm, row))
+    vision = [vision_layer(vlm, row, tower) for tower in towers]
+    depths = [len(vision_layers(vlm, row, tower)) for tower in towers]
     ends = width * (pixel_numbers(row, image_px) + 2 * tokens * text_width(vlm, row))
-    ends += projector_bytes(vlm, row, patches)
+    ends += projector_bytes(vlm, row, towers)
     if not checkpointing:
         # The last feed-forward runs at the query alone, which is next to nothing.
         unread = feed_forward(vlm, row, tokens)
-        return layers[0] * text - unread + layers[1] * vision + ends
-    inputs = width * (
-        layers[0] * tokens * text_width(vlm, row) + layers[1] * patches * vision_width(row)
-    )
-    return inputs + max(text, vision) + ends
+        return layers * text - unread + sum(map(mul, depths, vision)) + ends
+    inputs = layers * tokens * text_width(vlm, row)
+    inputs += sum(n * t.positions * t.width for n, t in zip(depths, towers, strict=True))
+    return width * inputs + max(text, *vision) + ends
 
 
 def saved_bytes(run: Callable[[], Any], parameters: list[nn.Parameter]) -> int:
@@ -88,18 +90,12 @@ def text_width(vlm: nn.Module, row: Backbone) -> int:
     return int(vlm.get_parameter(f"{row.modules.embedding}.weight").shape[1])
 
 
-def vision_width(row: Backbone) -> int:
-    return int(row.config["vision_config"]["hidden_size"])
-
-
 def text_layers(vlm: nn.Module, row: Backbone) -> nn.ModuleList:
     return _list(vlm.get_submodule(row.modules.language), "layers")
 
 
-def vision_layers(vlm: nn.Module, row: Backbone) -> nn.ModuleList:
-    tower = vlm.get_submodule(row.modules.vision)
-    inner = {"qwen_vl": "blocks", "paligemma": "encoder.layers", "kosmos2": "model.encoder.layers"}
-    return _list(tower, inner[row.family])
+def vision_layers(vlm: nn.Module, row: Backbone, tower: Tower) -> nn.ModuleList:
+    return _list(vlm.get_submodule(row.modules.vision), tower.layers)
 
 
 def _list(module: nn.Module, path: str) -> nn.ModuleList:
@@ -108,17 +104,22 @@ def _list(module: nn.Module, path: str) -> nn.ModuleList:
     return layers
 
 
+def towers_of(row: Backbone, image_px: int) -> tuple[Tower, ...]:
+    family = family_of(row)
+    return family.towers(row, family.input_px(row, image_px, PAPER))
+
+
 def vision_positions(row: Backbone, image_px: int) -> int:
-    """Positions in the vision tower of one image: patches, and Kosmos-2's class token."""
-    side = family_of(row).input_px(row, image_px, PAPER)
-    patches = (side // row.config["vision_config"]["patch_size"]) ** 2
-    return int(patches) + (row.family == "kosmos2")
+    """Positions of one image in the vision tower; of several the longest's, by a few tokens."""
+    return max(tower.positions for tower in towers_of(row, image_px))
 
 
 def pixel_numbers(row: Backbone, image_px: int) -> int:
-    """Numbers of one image's pixels, which its patch projection keeps (each frame of them)."""
-    side = family_of(row).input_px(row, image_px, PAPER)
-    return 3 * side**2 * int(row.config["vision_config"].get("temporal_patch_size", 1))
+    """Numbers of one image's pixels, which patch projections keep (each frame of them)."""
+    family = family_of(row)
+    side = family.input_px(row, image_px, PAPER)
+    frames = int(row.config.get("vision_config", {}).get("temporal_patch_size", 1))
+    return 3 * side**2 * frames * len(family.towers(row, side))
 
 
 def text_layer(vlm: nn.Module, row: Backbone, tokens: int) -> int:
@@ -167,14 +168,15 @@ def _dense_experts(layer: Any, config: Any, tokens: int, dtype: torch.dtype) -> 
     return int(2 * chosen * tokens * config.hidden_size * dtype.itemsize)
 
 
-def vision_layer(vlm: nn.Module, row: Backbone, positions: int) -> int:
-    """Bytes one layer of the vision tower keeps of one image."""
-    layer = vision_layers(vlm, row)[0]
+def vision_layer(vlm: nn.Module, row: Backbone, tower: Tower) -> int:
+    """Bytes one layer of a vision tower keeps of one image."""
+    layer = vision_layers(vlm, row, tower)[0]
     dtype = next(layer.parameters()).dtype
-    width = vision_width(row)
+    positions, width = tower.positions, tower.width
     if row.family != "qwen_vl":
         hidden = _activation(1, positions, width, dtype=dtype)
-        return saved_bytes(lambda: layer(hidden, attention_mask=None), list(layer.parameters()))
+        more = {} if row.family == "prismatic" else {"attention_mask": None}
+        return saved_bytes(lambda: layer(hidden, **more), list(layer.parameters()))
     hidden = _activation(positions, width, dtype=dtype)
     angles = torch.zeros(
         positions, width // row.config["vision_config"]["num_heads"], device="meta"
@@ -189,13 +191,18 @@ def vision_layer(vlm: nn.Module, row: Backbone, positions: int) -> int:
     return saved_bytes(run, list(layer.parameters()))
 
 
-def projector_bytes(vlm: nn.Module, row: Backbone, positions: int) -> int:
-    """Bytes kept between the tower and the language model (Qwen's deepstack included)."""
+def projector_bytes(vlm: nn.Module, row: Backbone, towers: Sequence[Tower]) -> int:
+    """Bytes kept between the towers and the language model (Qwen's deepstack included).
+
+    Features of several towers stand side by side, those of special tokens left out.
+    """
     projector = vlm.get_submodule(row.modules.projector)
     dtype = next(projector.parameters()).dtype
-    features = _activation(1, positions, vision_width(row), dtype=dtype)
+    positions, width = min(t.positions for t in towers), sum(t.width for t in towers)
+    features = _activation(1, positions, width, dtype=dtype)
     one = saved_bytes(lambda: projector(features), list(projector.parameters()))
-    return one * (1 + len(row.config["vision_config"].get("deepstack_visual_indexes", ())))
+    deep = row.config.get("vision_config", {}).get("deepstack_visual_indexes", ())
+    return one * (1 + len(deep))
 
 
 def _activation(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -7,14 +7,13 @@ twice prints the same digits. Tables are the ledger's (pyarrow, one row per epis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import bdtr
 
 Z95 = 1.959963984540054
 DRAWS = 10_000
@@ -39,51 +38,9 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def success_rate(rows: pa.Table) -> Estimate:
-    """The share of successes with its Wilson interval."""
-    won = int(np.sum(rows["success"].to_numpy()))
-    return Estimate(won / max(1, rows.num_rows), *wilson(won, rows.num_rows))
-
-
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
-
-
-# CALVIN's chains
-
-
-@dataclass(frozen=True)
-class ChainMetrics:
-    """rates[k]: share of sequences that completed at least k + 1 subtasks. length: their mean."""
-
-    rates: tuple[Estimate, ...]
-    length: Estimate
-    sequences: int
-
-
-def chain_metrics(completed: Sequence[int], length: int = 5, seed: int = 0) -> ChainMetrics:
-    """Metrics of sequences that each completed 0 … `length` subtasks in a row.
-
-    The bootstrap is over sequences, which alone are independent: a chain's rates share their
-    failures, so the interval of the mean length cannot be put together from theirs.
-    """
-    values = np.asarray(completed)
-    if not len(values) or values.dtype.kind not in "biu" or not set(values) <= {*range(length + 1)}:
-        raise ValueError(f"chains need 1 or more sequences of 0 to {length} completed subtasks")
-    counts = np.bincount(values, minlength=length + 1)
-    sequences = int(counts.sum())
-    draws = np.random.default_rng(seed).multinomial(sequences, counts / sequences, DRAWS)
-    drawn = _at_least(draws) / sequences  # [DRAWS, length]
-    rates = _at_least(counts[None])[0] / sequences
-    estimates = [Estimate(float(rate), *_percentiles(drawn[:, k])) for k, rate in enumerate(rates)]
-    mean = Estimate(float(rates.sum()), *_percentiles(drawn.sum(axis=1)))
-    return ChainMetrics(tuple(estimates), mean, sequences)
-
-
-def _at_least(counts: np.ndarray) -> np.ndarray:
-    """[N, K+1] sequences that stopped after 0 … K subtasks to [N, K] that did at least 1 … K."""
-    return np.cumsum(counts[:, :0:-1], axis=1)[:, ::-1]
 
 
 # Two policies on the same episodes
@@ -173,24 +130,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def trials_to_tell_apart(
-    rate_a: float, rate_b: float, power: float = 0.8, alpha: float = 0.05
-) -> int:
-    """Trials of each policy (unpaired) that show such a difference with this power.
-
-    Normal approximation with pooled variance under equality (Fleiss, Levin & Paik, ch. 4).
-    """
-    if not (0 <= rate_a <= 1 and 0 <= rate_b <= 1):
-        raise ValueError(f"{rate_a} and {rate_b} are not rates")
-    if abs(rate_a - rate_b) < 1e-12:
-        raise ValueError("equal rates cannot be told apart by any number of trials")
-    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
-    mean = (rate_a + rate_b) / 2
-    equal = z_alpha * math.sqrt(2 * mean * (1 - mean))
-    apart = z_power * math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b))
-    return math.ceil(((equal + apart) / (rate_a - rate_b)) ** 2)
-
-
 def pairs_to_tell_apart(
     only_a: int, only_b: int, pairs: int, power: float = 0.8, alpha: float = 0.05
 ) -> int:
@@ -205,48 +144,6 @@ def pairs_to_tell_apart(
 
 
 # Many checkpoints, several training seeds
-
-
-@dataclass(frozen=True)
-class BestOf:
-    """The best of several cells, as the paper reports it, and what may be believed of it.
-
-    best: the winner's own score, too high because it won. inflation: by how much it would be
-    too high on average if all cells were equally good (an upper bound where they share
-    initial states or differ in truth). confirmed: its score on episodes that took no part.
-    """
-
-    winner: str
-    best: Estimate
-    inflation: float
-    confirmed: Estimate | None = None
-
-
-def best_of(
-    cells: Mapping[str, tuple[int, int]], confirmation: tuple[int, int] | None = None
-) -> BestOf:
-    """cells: successes and trials by name; confirmation: the winner's, on fresh episodes.
-
-    Of equal scores the first wins.
-    """
-    if not cells or not all(0 <= won <= trials > 0 for won, trials in cells.values()):
-        raise ValueError(f"the best of cells needs successes and trials of each: {cells!r:.99}")
-    winner = max(cells, key=lambda name: cells[name][0] / cells[name][1])
-    successes, trials = map(sum, zip(*cells.values(), strict=True))
-    inflation = winners_inflation(len(cells), cells[winner][1], successes / trials)
-    return BestOf(
-        winner, _scored(*cells[winner]), inflation, confirmation and _scored(*confirmation)
-    )
-
-
-def _scored(successes: int, trials: int) -> Estimate:
-    return Estimate(successes / trials, *wilson(successes, trials))
-
-
-def winners_inflation(cells: int, trials: int, rate: float) -> float:
-    """Expected best of `cells` independent scores of `trials` trials at `rate`, minus `rate`."""
-    at_most = bdtr(np.arange(trials), trials, rate)  # P(score ≤ k) for k < trials
-    return float(np.sum(1 - at_most**cells)) / trials - rate
 
 
 def across_trainings(outcomes: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
@@ -291,32 +188,3 @@ def box(values: Sequence[float]) -> Box:
     outside = points[(points < q1 - reach) | (points > q3 + reach)]
     ends = float(inside[0]), float(inside[-1])
     return Box(ends[0], float(q1), float(median), float(q3), ends[1], tuple(outside.tolist()))
-
-
-# Figure 3
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's r with its Fisher interval, R² = r², and the fitted line."""
-
-    r: Estimate
-    r2: float
-    slope: float
-    intercept: float
-    points: int
-
-
-def correlate(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """A straight line through the points; ValueError for under four or for constant ones."""
-    if len(x) != len(y) or len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2:
-        raise ValueError("a correlation needs four or more points that differ in x and in y")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a correlation needs finite points")
-    r = float(np.corrcoef(x, y)[0, 1])
-    if not math.isfinite(r):
-        raise ValueError("a correlation needs points that differ by more than rounding")
-    slope, intercept = (float(c) for c in np.polyfit(x, y, 1))
-    centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), Z95 / math.sqrt(len(x) - 3)
-    interval = math.tanh(centre - half), math.tanh(centre + half)
-    return Correlation(Estimate(r, *interval), r * r, slope, intercept, len(x))

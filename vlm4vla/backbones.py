@@ -34,8 +34,8 @@ class ImageSpec:
 class Modules:
     """Paths of a model's parts inside the transformers model.
 
-    merger_in_vision: the projector lies inside the vision tower and freezes with it
-    (Qwen's merger, as the authors count it; PaliGemma's projector does not).
+    A projector inside the vision tower freezes with it: Qwen's merger, as the authors count it,
+    but not PaliGemma's projector.
     """
 
     vision: str
@@ -49,7 +49,7 @@ class Modules:
 class Backbone:
     """A vision-language model that can become a policy.
 
-    name: as in the paper's tables (`paper_results.json`). family: key of `families.FAMILIES`.
+    name: as in the paper's tables (`paper.json`). family: key of `families.FAMILIES`.
     architecture: rows of one architecture differ in sizes alone and share tiny weights.
     revision: None where no source names one. config: arguments of the transformers config.
     head_width: the policy head's 1024 of Table 9; all of the head's widths scale with it.

@@ -18,8 +18,8 @@ from vlm4vla.analysis import DRAWS, Z95, Estimate, holm, mcnemar, wilson
 from vlm4vla.audit import PrintedTable
 from vlm4vla.selection import Outcomes, Place, Selection, select
 
-CHAIN = 5
-"""Subtasks of a CALVIN sequence."""
+Played = Mapping[tuple[str, int], float]
+"""(task, initial state) -> outcome."""
 MEASURED, REDUCED, UNFINISHED, BROKEN, MISSING = (
     *("measured", "reduced", "unfinished", "broken", "missing"),
 )
@@ -30,13 +30,19 @@ def protocol(name: str) -> Benchmark | None:
     return BENCHMARKS.get(name)
 
 
+def chain(benchmark: str) -> int:
+    """Subtasks in a row that an episode asks for; 1 also where this code knows no such row."""
+    row = protocol(benchmark)
+    return 1 if row is None else row.chain
+
+
 def chained(benchmark: str) -> bool:
-    return benchmark == "calvin"
+    return chain(benchmark) > 1
 
 
 def unit(benchmark: str) -> float:
     """What an outcome of 0 to 1 is multiplied with to be in the paper's unit."""
-    return CHAIN if chained(benchmark) else 100.0
+    return float(chain(benchmark)) if chained(benchmark) else 100.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,9 @@ class Score:
 def score(row: Benchmark, cells: Mapping[Place, Outcomes]) -> Score:
     """The protocol's selection over finished cells: states below `row.trials` choose.
 
-    Outcomes are 0 to 1. Cells that were not all played on the same states have no best, and
-    the score says so.
+    Outcomes are 0 to 1. Cells that were stopped early do not compete, and the note counts them.
+    Cells that neither were played on the same states nor can have been stopped have no best,
+    and the score says so.
     """
     if not cells:
         return Score(MISSING, "no checkpoint was evaluated")
@@ -69,17 +76,52 @@ def score(row: Benchmark, cells: Mapping[Place, Outcomes]) -> Score:
     if not all(choosing.values()):
         return Score(MISSING, "no states of the selection were played")
     try:
-        found = select(choosing, None)
+        full = _played_to_the_end(choosing)
     except ValueError as error:
         return Score(UNFINISHED, str(error))
-    fresh = _states(cells[found.winner], row.trials, row.demonstrations_from)
-    if set(fresh) == set(choosing[found.winner]):
-        found = select(choosing, fresh)
-    note = _shortfall(row, choosing)
-    return _scaled(row, found, choosing, REDUCED if note else MEASURED, note)
+    found = select(full, None)
+    fresh = _confirmation(row, cells[found.winner])
+    if set(fresh) == set(full[found.winner]):
+        found = select(full, fresh)
+    short = _shortfall(row, full, len(cells))
+    stopped = len(cells) - len(full)
+    early = f"{stopped} of {len(cells)} cells stopped early" if stopped else ""
+    note = ", ".join(filter(None, (short, early)))
+    return _scaled(row, found, full, REDUCED if short else MEASURED, note)
 
 
-def _states(cell: Outcomes, first: int, end: int) -> dict[str, dict[int, float]]:
+def _played_to_the_end(cells: Mapping[Place, Outcomes]) -> dict[Place, Outcomes]:
+    """The cells with the most states. ValueError unless the others can have been stopped early:
+    on some of these states, and behind another cell there."""
+    flat = {
+        place: {(task, state): cell[task][state] for task in cell for state in cell[task]}
+        for place, cell in cells.items()
+    }
+    fullest = max((set(played) for played in flat.values()), key=len)
+    stopped = {place: played for place, played in flat.items() if set(played) != fullest}
+    for place, played in stopped.items():
+        if not set(played) <= fullest:
+            raise ValueError("a best can only be chosen among cells played on the same states")
+        if not any(_no_worse(other, played) for at, other in flat.items() if at != place):
+            raise ValueError(
+                f"step {place.step} at horizon {place.horizon} is ahead, but has fewer states"
+            )
+    return {place: cell for place, cell in cells.items() if place not in stopped}
+
+
+def _no_worse(other: Played, than: Played) -> bool:
+    shared = other.keys() & than.keys()
+    return bool(shared) and sum(other[k] for k in shared) >= sum(than[k] for k in shared)
+
+
+def _confirmation(row: Benchmark, cell: Outcomes) -> dict[str, dict[int, float]]:
+    """Outcomes on states that took no part in the choice, where the contest plays them."""
+    if row.confirmation_from is not None:
+        return _states(cell, row.confirmation_from, math.inf)
+    return _states(cell, row.trials, row.demonstrations_from)
+
+
+def _states(cell: Outcomes, first: int, end: float) -> dict[str, dict[int, float]]:
     chosen = {
         task: {state: value for state, value in states.items() if first <= state < end}
         for task, states in cell.items()
@@ -87,18 +129,18 @@ def _states(cell: Outcomes, first: int, end: int) -> dict[str, dict[int, float]]
     return {task: states for task, states in chosen.items() if states}
 
 
-def _shortfall(row: Benchmark, cells: Mapping[Place, Outcomes]) -> str:
-    """What of the protocol was not done; "" when all was."""
+def _shortfall(row: Benchmark, full: Mapping[Place, Outcomes], entered: int) -> str:
+    """What of the protocol was not done; "" when all was. entered: cells, the stopped too."""
     said = []
-    cell = next(iter(cells.values()))
+    cell = next(iter(full.values()))
     states = min(map(len, cell.values()))
     if states < row.trials:
         said.append(f"{states} of {row.trials} trials per task")
     if len(cell) < len(row.tasks):
         said.append(f"{len(cell)} of {len(row.tasks)} tasks")
     wanted = {(step, horizon) for step in row.recipe.checkpoints for horizon in row.horizons}
-    if len(cells) < len(wanted):
-        said.append(f"{len(cells)} of {len(wanted)} checkpoint × horizon cells")
+    if entered < len(wanted):
+        said.append(f"{entered} of {len(wanted)} checkpoint × horizon cells")
     return ", ".join(said)
 
 
@@ -130,17 +172,18 @@ def printed(table: PrintedTable, row: str, column: str, benchmark: str) -> Estim
     value = float(table.value(row, column))
     trials = table.trials_of(row, column)
     if chained(benchmark):
-        spread = _chain_variance(table, row, value) / (trials or 1000)
+        longest = chain(benchmark)
+        spread = _chain_variance(table, row, value, longest) / (trials or 1000)
         half = Z95 * math.sqrt(spread)
-        return Estimate(value, max(0.0, value - half), min(float(CHAIN), value + half))
+        return Estimate(value, max(0.0, value - half), min(float(longest), value + half))
     trials = trials or {"simpler": 96, "libero_10": 500}[benchmark]
     low, high = wilson(round(value / 100 * trials), trials)
     return Estimate(value, min(value, 100 * low), max(value, 100 * high))
 
 
-def _chain_variance(table: PrintedTable, row: str, mean: float) -> float:
+def _chain_variance(table: PrintedTable, row: str, mean: float, longest: int) -> float:
     """Of the number of completed subtasks: E[L²] is the sum of (2k - 1) · P(L ≥ k)."""
-    bound = mean * (CHAIN - mean)
+    bound = mean * (longest - mean)
     if not table.chain:
         return bound
     rates = [float(table.value(row, rate)) for rate in table.chain["rates"]]

@@ -35,10 +35,6 @@ FORWARD, TO_INPUTS, TO_WEIGHTS = 2, 2, 2
 """FLOPs per parameter and position of the three products of a layer; together the 6."""
 EXPERTS = ".experts."
 """In the name of a parameter that only some tokens visit."""
-FOREIGN = {"prism-dinosiglip-224px-7b": 7.7e9}
-"""Parameters of backbones that have no row: OpenVLA's (Table 1)."""
-FOREIGN_TOKENS = 256 + PROMPT_TOKENS
-"""Positions of such a backbone: 16 × 16 patches and a prompt."""
 REPEATS = {"pi0": {"calvin": 3, "simpler": 10, "libero_10": 5}}
 """policy -> benchmark -> rollouts of each initial state: pi0 samples its actions (A.3)."""
 
@@ -62,7 +58,7 @@ class Cost:
 
 
 def cost(run: Run) -> Cost:
-    """Of one training; KeyError for a backbone of unknown size."""
+    """Of one training; ValueError for an unknown backbone."""
     row = benchmark(run.benchmark)
     repeats = REPEATS.get(run.policy, {}).get(row.name, 1)
     steps = run.resolved(row.recipe).steps
@@ -72,9 +68,6 @@ def cost(run: Run) -> Cost:
 
 def gpu_hours(run: Run) -> float:
     """Estimated hours of all GPUs together (an action expert beside the backbone left out)."""
-    if run.backbone in FOREIGN:
-        flops = 6 * FOREIGN[run.backbone] * FOREIGN_TOKENS * samples(run)
-        return flops / (PEAK_FLOPS * MFU) / 3600
     mfu = MOE_MFU if parts(run.backbone).experts else MFU
     return training_flops(run) / (PEAK_FLOPS * mfu) / 3600
 

@@ -38,12 +38,20 @@ def save_policy(
         weights = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in state.items()}
     save_file(dict(weights), folder / WEIGHTS)
     normaliser = policy.normaliser
+    known = normaliser if isinstance(normaliser, Normaliser) else None
+    save_description(run, benchmark, known, folder)
+
+
+def save_description(
+    run: Run, benchmark: Benchmark, normaliser: Normaliser | None, folder: Path
+) -> None:
+    """Write what is needed to use the weights in a policy's folder."""
     description = {
         "run": dataclasses.asdict(run),
         "chunk": benchmark.chunk,
         "action_spec": dataclasses.asdict(benchmark.action_spec),
         "overrides": dict(benchmark.recipe.overrides),
-        "normaliser": normaliser.to_json() if isinstance(normaliser, Normaliser) else None,
+        "normaliser": normaliser and normaliser.to_json(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 

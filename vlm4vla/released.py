@@ -22,6 +22,7 @@ from envs.api import Benchmark
 from vlm4vla.backbones import Backbone, backbone
 from vlm4vla.data.normalise import Normaliser, Statistics
 from vlm4vla.data.profiles import normalisation
+from vlm4vla.export import WEIGHTS, save_description
 from vlm4vla.run import Run
 from vlm4vla.sizes import meta_head, meta_model, words
 from vlm4vla.weights import check_keys
@@ -88,15 +89,8 @@ def released_policy(
             "with --statistics FILE"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    import_released(row, benchmark.chunk, source, folder / "policy.safetensors")
-    description = {
-        "run": dataclasses.asdict(run),
-        "chunk": benchmark.chunk,
-        "action_spec": dataclasses.asdict(benchmark.action_spec),
-        "overrides": dict(benchmark.recipe.overrides),
-        "normaliser": Normaliser(kind, _statistics(statistics)).to_json(),
-    }
-    (folder / "policy.json").write_text(json.dumps(description, indent=1))
+    import_released(row, benchmark.chunk, source, folder / WEIGHTS)
+    save_description(run, benchmark, Normaliser(kind, _statistics(statistics)), folder)
 
 
 def _statistics(path: Path | None) -> Statistics:

@@ -8,7 +8,7 @@ from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
 from vlm4vla.export import load_policy
 from vlm4vla.policy_job import make_job
-from vlm4vla.selection import select
+from vlm4vla.selection import confirmation_states, select
 from vlm4vla.sequential import hopeless, order
 from vlm4vla.stages import stage_of
 from vlm4vla.train import train
@@ -17,6 +17,7 @@ __all__ = [
     "Engine",
     "across_trainings",
     "build_manifest",
+    "confirmation_states",
     "encode_shard",
     "hopeless",
     "load_policy",

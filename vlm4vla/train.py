@@ -25,6 +25,7 @@ from vlm4vla import checkpoints, optimiser_state
 from vlm4vla.batches import Batch
 from vlm4vla.checkpoints import Part, Resumed, Sink
 from vlm4vla.engine import Engine, accumulation, start, update
+from vlm4vla.export import WEIGHTS
 from vlm4vla.figures import Figures, Row
 from vlm4vla.prompts import to_device
 from vlm4vla.publisher import Publisher
@@ -33,7 +34,6 @@ from vlm4vla.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "policy.safetensors"
 TIMES = ("step_s", "data_wait_s", "checkpoint_s")
 """Figures that are means over the workers, in seconds."""
 

@@ -10,7 +10,6 @@ from dashboards.report.scores import RunScore
 from vlm4vla.analysis import Estimate, wilson
 from vlm4vla.audit import Finding, PrintedTable, audit, paper_tables
 from vlm4vla.compare import (
-    CHAIN,
     MEASURED,
     MISSING,
     REDUCED,
@@ -166,8 +165,8 @@ def _part_score(column: str, columns: Sequence[str], found: RunScore | None) -> 
         return Score(found.score.status, found.score.note)
     row = protocol(found.run.benchmark)
     assert row is not None
-    chain = found.run.benchmark == "calvin"
-    least = (columns.index(column) + 0.5) / CHAIN if chain else 0.5
+    chain = row.chain > 1
+    least = (columns.index(column) + 0.5) / row.chain if chain else 0.5
     values = [
         value >= least
         for task, states in found.winner.items()

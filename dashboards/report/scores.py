@@ -13,10 +13,10 @@ from dashboards.runs import Run
 from vlm4vla.analysis import Estimate, wilson
 from vlm4vla.compare import (
     BROKEN,
-    CHAIN,
     MISSING,
     UNFINISHED,
     Score,
+    chain,
     chained,
     mean_rates,
     protocol,
@@ -49,10 +49,11 @@ class RunScore:
 
 def outcomes(cell: Cell) -> Outcomes:
     """0 to 1 each: success, or the completed share of a chain."""
-    if not chained(str(cell.fields.get("benchmark"))):
+    name = str(cell.fields.get("benchmark"))
+    if not chained(name):
         return cell.outcomes()
     return {
-        task: {state: value / CHAIN for state, value in states.items()}
+        task: {state: value / chain(name) for state, value in states.items()}
         for task, states in cell.outcomes(chained=True).items()
     }
 

@@ -7,7 +7,7 @@ from typing import List
 import numpy as np
 
 from envs import tabletop as table
-from envs.api import Demonstration
+from envs.api import ACTION_DIM, Demonstration
 
 GAIN = 0.25
 """Share of the remaining way taken per step: small corrections are as frequent as large."""
@@ -23,7 +23,7 @@ def act(task: str, scene: table.Scene) -> np.ndarray:
     """float32 [7], from the scene alone."""
     goal, close = {"reach": _reach, "push": _push, "pick-and-place": _place}[task](scene)
     way = (goal - scene.gripper) * GAIN / table.STEP
-    action = np.zeros(table.ACTION_DIM, np.float32)
+    action = np.zeros(ACTION_DIM, np.float32)
     action[:3] = way / max(1.0, float(np.abs(way).max()))
     action[6] = 1.0 if close else -1.0
     return action

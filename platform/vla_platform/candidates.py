@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envs.api import ActionSpec, Benchmark, did_you_mean
-from envs.benchmarks import benchmark
+from envs.benchmarks import benchmark, evaluated
 from envs.hashing import canonical_json
 from vla_platform import artifacts
 from vla_platform.adapters import adapter, declared_actions, require_alike, showing
@@ -41,12 +41,16 @@ class Served:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy on a benchmark it fits. chunk: actions it predicts at a time, None if unsaid."""
+    """A policy on a benchmark it fits. chunk: actions it predicts at a time, None if unsaid.
+
+    profile: of its training; `row` is the one on which policies of it are played.
+    """
 
     name: str
     policy: AnyPolicy
     row: Benchmark
     chunk: int | None
+    profile: str = "paper"
 
     def horizon(self, asked: int | None) -> int:
         """An allowed horizon; half the benchmark's chunk for None."""
@@ -92,7 +96,9 @@ def _remote(url: str, row: Benchmark, served: Served) -> Candidate:
 
 def _fitting(name: str, checkpoint: Checkpoint, description: dict, row: Benchmark) -> Candidate:
     ActionSpec(**description["action_spec"]).require_same(row.action_spec, name, row.name)
-    return Candidate(name, checkpoint, row, int(description["chunk"]))
+    profile = description["run"].get("profile", "paper")
+    played = evaluated(row, profile)
+    return Candidate(name, checkpoint, played, int(description["chunk"]), profile)
 
 
 def _checkpoints(text: str, store: Store) -> Iterator[tuple[str, Checkpoint]]:

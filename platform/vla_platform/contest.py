@@ -33,8 +33,10 @@ class Rules:
     """How a run is scored (paper 3.3): the same for all runs that are compared.
 
     states: initial states per task that choose the best. confirm: fresh ones per task for the
-    winner, 0 for none. error: probability allowed for stopping a cell that a full evaluation
-    would call best; None plays all. look: states of a cell between two looks.
+    winner, 0 for none; within: half the width that the confirmed 95% interval may have, which
+    then sets their number by the winner's spread. error: probability allowed for stopping a cell
+    that a full evaluation would call best; None plays all. look: states of a cell between two
+    looks.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +45,7 @@ class Rules:
     confirm: int = 0
     error: float | None = 0.05
     look: int = 30
+    within: float | None = None
 
 
 class Judge(Protocol):
@@ -54,6 +57,8 @@ class Judge(Protocol):
     def hopeless(self) -> Callable[..., set[Any]]: ...
     @property
     def select(self) -> Callable[..., Any]: ...
+    @property
+    def confirmation_states(self) -> Callable[..., int]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,10 @@ class Standing:
 
 
 class Contest:
-    """The cells of one run. steps: the checkpoints that will ever compete."""
+    """The cells of one run. steps: the checkpoints that will ever compete.
+
+    profile: the run's; `benchmark` is the row on which policies of it are played.
+    """
 
     def __init__(
         self,
@@ -101,9 +109,11 @@ class Contest:
         judge: Judge,
         steps: Sequence[int],
         play: Play | None = None,
+        profile: str = "paper",
     ) -> None:
         self.ledger, self.benchmark, self.fingerprint = ledger, benchmark, fingerprint
         self.rules, self.judge, self.play = rules, judge, play
+        self.profile = profile
         self.order = judge.order(rules.tasks, rules.states)
         self.competing = len(steps) * len(rules.horizons)
         self.outcomes: dict[Entrant, list[float]] = {}
@@ -130,7 +140,7 @@ class Contest:
         full = {e: self._nested(e) for e in self.outcomes if e not in self.stopped}
         selection = self.judge.select(full, None)
         winner: Entrant = selection.winner
-        confirmed = self._confirmation()
+        confirmed = self._confirmation(full[winner])
         if confirmed:
             outcomes = self._played([winner], confirmed)[winner]
             self.ledger.compact(self._cell(winner), self._episodes(winner, confirmed))
@@ -146,11 +156,14 @@ class Contest:
                 self.outcomes, len(self.order), self.rules.error, self.competing
             )
 
-    def _confirmation(self) -> list[State]:
+    def _confirmation(self, chosen_on: Outcomes) -> list[State]:
+        count, within = self.rules.confirm, self.rules.within
+        if within is not None:
+            count = self.judge.confirmation_states(within, chosen_on)
         first = self.benchmark.confirmation_from
         if first is None:
             first = max(self.benchmark.trials, self.rules.states)
-        states = range(first, first + self.rules.confirm)
+        states = range(first, first + count)
         return [(task, state) for task in self.rules.tasks for state in states]
 
     def _played(
@@ -185,6 +198,7 @@ class Contest:
             benchmark=self.benchmark.name,
             horizon=entrant.horizon,
             fingerprint=self.fingerprint,
+            profile=self.profile,
         )
 
     def _nested(self, entrant: Entrant) -> Outcomes:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from envs.api import Benchmark
 from envs.process import SimulatorProcess
 from vla_platform.assignments import AnyPolicy, Assignment, Tally, video_key
-from vla_platform.cells import Summary
 from vla_platform.ledger import Ledger
 from vla_platform.rows import Cell, Episode
 
@@ -114,11 +113,6 @@ def play(
     for score in wanted:
         ledger.compact(score.cell(), score.episodes())
     return tally
-
-
-def scores(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Summary]:
-    """Successes and trials of each; says what is missing rather than hiding it."""
-    return [ledger.summary(score.cell(), score.episodes(), allow_missing=True) for score in wanted]
 
 
 def film(

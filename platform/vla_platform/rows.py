@@ -44,7 +44,7 @@ class Cell:
 
     policy: weights digest; for a remote policy what its server declares plus the evaluation's id.
     instruction_mode: "own", or how the instruction was altered ("wrong_word", …).
-    horizon: actions executed before looking again. profile: "paper" or "official".
+    horizon: actions executed before looking again. profile: "paper" or "official", the run's.
     fingerprint: hash of the environment fingerprint (`Ledger.keep_fingerprint`).
     """
 

@@ -110,6 +110,7 @@ class Scoring:
             trials=plan.trials or row.trials,
             first=plan.first,
             mode=plan.mode,
+            profile=candidate.profile,
             instruct=instruct,
             repeats=plan.repeats,
         )

@@ -30,7 +30,7 @@ class Study:
 
     states: initial states per task that choose; confirm: fresh ones per task for each winner;
     error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
-    checkpoints: steps to score instead of those of the benchmark's recipe.
+    checkpoints: steps to score instead of those of the benchmark's recipe. within: see `Rules`.
     """
 
     store: Store
@@ -42,6 +42,7 @@ class Study:
     error: float | None = 0.05
     stages: Mapping[str, Stage] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
+    within: float | None = None
     _settings: dict[str, Setting] = field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
@@ -110,7 +111,8 @@ class Study:
 
     def _rules(self, name: str) -> Rules:
         row = benchmark(name)
-        return Rules(row.tasks, self.states or row.trials, row.horizons, self.confirm, self.error)
+        states = self.states or row.trials
+        return Rules(row.tasks, states, row.horizons, self.confirm, self.error, within=self.within)
 
 
 def _scoring(setting: Setting) -> dict[str, Any]:

@@ -37,6 +37,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--confirm", type=int, default=20, help="fresh states per task for each winner; 0: none"
     )
     scoring.add_argument(
+        "--confirm-within",
+        type=float,
+        metavar="POINTS",
+        help="as many fresh states as the confirmed 95%% interval needs to be ± POINTS, instead",
+    )
+    scoring.add_argument(
         "--error",
         type=float,
         default=0.05,
@@ -63,6 +69,8 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
     """ValueError for flags that contradict each other. stages: that runs may start from."""
     if not 0 <= args.error < 1:
         raise ValueError(f"--error is a probability: {args.error} is not between 0 and 1")
+    if args.confirm_within is not None and not 0 < args.confirm_within < 100:
+        raise ValueError(f"--confirm-within is in percentage points: {args.confirm_within}")
     return Study(
         store=cli.ready_store(args.store),
         cluster=CLUSTERS[args.preset],
@@ -70,6 +78,7 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
         say=partial(print, flush=True),
         states=args.states or (LAPTOP_STATES if args.preset == "laptop" else None),
         confirm=args.confirm,
+        within=args.confirm_within and args.confirm_within / 100,
         error=args.error or None,
         stages={stage.id: stage for stage in stages},
     )

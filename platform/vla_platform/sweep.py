@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from envs.api import Benchmark
+from envs.benchmarks import evaluated
 from vla_platform import artifacts, evaluation, session
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
@@ -153,19 +154,22 @@ class Sweep:
         if trials.wrong_word:
             pairs.append(("wrong-word", last, WRONG_WORD))
         return [
-            Result(run.name, label, self._score(checkpoint, label, mode, trials))
+            Result(run.name, label, self._score(run, checkpoint, label, mode, trials))
             for label, checkpoint, mode in pairs
         ]
 
-    def _score(self, checkpoint: Checkpoint, label: str, mode: str, trials: Trials) -> Wanted:
+    def _score(
+        self, run: Training, checkpoint: Checkpoint, label: str, mode: str, trials: Trials
+    ) -> Wanted:
         return Wanted(
             checkpoint=checkpoint,
-            benchmark=self.benchmark,
+            benchmark=evaluated(self.benchmark, run.profile),
             horizon=trials.horizon,
             fingerprint=self.fingerprint,
             tasks=trials.tasks,
             trials=trials.each if label == "trained" else -(-trials.each // 2),
             mode=mode,
+            profile=run.profile,
             instruct=trials.wrong_word if mode == WRONG_WORD else None,
             repeats=trials.repeats if label == "trained" else 1,
         )

@@ -55,6 +55,8 @@ class AnyRun(Protocol):
     def steps(self) -> int | None: ...
     @property
     def aux(self) -> str | None: ...
+    @property
+    def profile(self) -> str: ...
     def resolved(self, recipe: TrainingRecipe) -> Any: ...
     def id(self, benchmark: Benchmark) -> str: ...
 
@@ -86,14 +88,15 @@ class Watch:
 
 @dataclass(frozen=True)
 class Training:
-    """One run to be trained. id: the run's. make_job: see `training.MakeJob`. stage: what its
-    backbone is fine-tuned on first, if anything."""
+    """One run to be trained. id, profile: the run's. make_job: see `training.MakeJob`. stage:
+    what its backbone is fine-tuned on first, if anything."""
 
     name: str
     id: str
     steps: int
     make_job: training.MakeJob
     stage: Stage | None = None
+    profile: str = "paper"
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def training_of(setting: Setting, run: AnyRun) -> Training:
     )
     name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
     stage = run.aux and (setting.stages.get(run.aux) or science.stage_of(run.aux))
-    return Training(name, run.id(row), run.steps, make_job, stage or None)
+    return Training(name, run.id(row), run.steps, make_job, stage or None, run.profile)
 
 
 def steps(setting: Setting, run: Training) -> list[int]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from envs.benchmarks import evaluated
 from vla_platform.artifacts import Checkpoint
 from vla_platform.assignments import Assignment
 from vla_platform.contest import Contest, Standing, UnplayedError
@@ -87,12 +88,13 @@ class Trial:
     def _contest(self) -> Contest:
         return Contest(
             Ledger(self.setting.store),
-            self.setting.benchmark,
+            evaluated(self.setting.benchmark, self.run.profile),
             self.setting.fingerprint,
             self.setting.rules,
             self.setting.science,
             steps(self.setting, self.run),
             self._play if self.pool else None,
+            self.run.profile,
         )
 
     def _landing(self) -> Iterator[Checkpoint]:

@@ -19,13 +19,17 @@ QWEN = Run("qwen2.5vl-3b", "simpler")
 FROZEN = Run("qwen2.5vl-3b", "simpler", freeze=("vision",))
 
 
-def simpler(builder, run, rate, confirm=None, steps=SIMPLER.recipe.checkpoints):
-    """A whole evaluation on SimplerEnv; the last checkpoint is the best."""
+def simpler(builder, run, rate, confirm=None, steps=SIMPLER.recipe.checkpoints, others=24):
+    """A whole evaluation on SimplerEnv; the last checkpoint is the best.
+
+    others: states per task after which the earlier checkpoints were stopped.
+    """
     name = builder.train(run, steps=(0, *steps))
     for step in steps:
         best = step == steps[-1]
         for horizon in SIMPLER.horizons:
-            states = share(rate if best and horizon == 4 else rate / 2, 24)
+            played = 24 if best else others
+            states = share(rate if best and horizon == 4 else rate / 2, played)
             if best and horizon == 4 and confirm is not None:
                 states = states + share(confirm, 24)
             cell = builder.cell(name, step, horizon, "simpler")
@@ -52,6 +56,14 @@ def test_a_measured_number_stands_beside_the_papers(builder):
     assert part.score.best.value == 75.0 and part.part and part.score.trials == 24
     same = line_of(scores_of(builder), "table3", "qwen2.5vl-3b", "simpler")
     assert same.run == name, "one training in whichever tables it stands"
+
+
+def test_a_run_whose_hopeless_cells_were_stopped_stands_beside_the_papers(builder):
+    simpler(builder, QWEN, 0.75, confirm=0.5, others=8)
+    line = line_of(scores_of(builder), "table2", "qwen2.5vl-3b", "simpler")
+    assert (line.score.status, line.score.note) == ("measured", "27 of 30 cells stopped early")
+    assert line.score.best.value == 75.0 and line.score.confirmed.value == 50.0
+    assert line.gap.value == pytest.approx(75 - 48)
 
 
 def test_a_difference_within_noise_is_not_marked(builder):

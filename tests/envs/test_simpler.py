@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from envs.benchmarks import evaluated
 from envs.simpler import (
     BENCHMARKS,
     INSTRUCTIONS,
     LONG_TASK,
-    OFFICIAL,
     Gripper,
     Simpler,
     axis_angle,
@@ -118,7 +118,7 @@ def test_gripper_rules(rule, commands):
 
 
 def test_an_episode_starts_with_a_gripper_that_remembers_nothing():
-    simulator = simpler(row=dataclasses.replace(ROW, **OFFICIAL))
+    simulator = simpler(row=evaluated(ROW, "official"))
     simulator.execute(np.ones((1, 7), np.float32))
     simulator.reset(TASK, 1, 0, False)
     simulator.execute(np.ones((2, 7), np.float32))
@@ -133,9 +133,15 @@ def test_both_success_rules_are_recorded():
 
 
 def test_the_official_rule_judges_the_last_step():
-    row = dataclasses.replace(ROW, **OFFICIAL)
+    row = evaluated(ROW, "official")
     last = run(simpler(solved_at=(10, 11), row=row))[-1]
     assert (last.success_any, last.success_last, last.success) == (True, False, False)
+    assert evaluated(ROW, "paper") is ROW
+    kept = dataclasses.replace(ROW, simulator_args={"state": True})
+    assert evaluated(kept, "official").simulator_args == {
+        "state": True,
+        "gripper": "two_consecutive",
+    }
 
 
 @pytest.mark.parametrize(("task", "limit"), [(TASK, 60), (LONG_TASK, 120)])

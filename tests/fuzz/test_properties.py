@@ -229,16 +229,10 @@ FIGURES = st.one_of(
     st.tuples(st.just(analysis.wilson), st.tuples(COUNT, COUNT)),
     st.tuples(st.just(analysis.mcnemar), st.tuples(COUNT, COUNT)),
     st.tuples(st.just(analysis.holm), st.tuples(st.lists(RATE, max_size=4))),
-    st.tuples(st.just(analysis.trials_to_tell_apart), st.tuples(RATE, RATE)),
     st.tuples(st.just(analysis.pairs_to_tell_apart), st.tuples(COUNT, COUNT, COUNT)),
-    st.tuples(
-        st.just(analysis.best_of), st.tuples(CELLS.map(lambda cells: dict(enumerate(cells))))
-    ),
     st.tuples(st.just(analysis.box), st.tuples(NUMBERS)),
-    st.tuples(st.just(analysis.correlate), st.tuples(NUMBERS, NUMBERS)),
 )
 RESAMPLED = st.one_of(
-    st.tuples(st.just(analysis.chain_metrics), st.tuples(st.lists(st.integers(-1, 6) | RATE))),
     st.tuples(st.just(analysis.paired_bootstrap), st.tuples(COUNT, COUNT, COUNT)),
     st.tuples(st.just(analysis.across_trainings), st.tuples(st.lists(NUMBERS, max_size=3))),
 )

@@ -6,12 +6,15 @@ import runpy
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from vla_platform import artifacts
 from vla_platform.candidates import Served, candidates, import_folder
+from vla_platform.cluster import CLUSTERS
+from vla_platform.scoring import Plan, Scoring
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
@@ -126,6 +129,27 @@ def test_an_exported_folder_is_the_policy_it_came_from(trained, tmp_path):
     load_policy(artifacts.fetch_policy(store, exported))
 
 
+def test_policies_of_the_official_profile_are_played_as_the_released_evaluator_does(
+    trained, tmp_path
+):
+    """And their scores say so, at every horizon."""
+    folder, _ = trained
+    told = json.loads((folder / "exported" / "policy.json").read_text())
+    changes = {
+        "run": {**told["run"], "profile": "official"},
+        "action_spec": asdict(benchmark("simpler").action_spec),
+    }
+    store, served = open_store(str(tmp_path / "store")), Served("e", "observation", "")
+    (tmp_path / "made").mkdir()
+    made = copied(folder / "exported", tmp_path / "made", **changes)
+    [found] = candidates(str(made), ["simpler"], store, served)
+    assert found.row.success_rule == "last_step"
+    scoring = Scoring(store, CLUSTERS["laptop"], "", print)
+    scoring.fingerprints["simpler"] = "print"
+    wanted = scoring._result(found, 2, found.row.tasks, None, Plan()).wanted
+    assert (wanted.benchmark, wanted.cell().profile) == (found.row, "official")
+
+
 def test_the_same_weights_with_another_description_are_refused(trained, tmp_path):
     folder, _ = trained
     store = open_store(str(tmp_path / "store"))
@@ -147,7 +171,7 @@ def test_a_released_file_becomes_a_policy(tmp_path):
     released_policy("tiny-kosmos-2", row, source, tmp_path / "out", statistics)
     store = open_store(str(tmp_path / "store"))
     [found] = candidates(str(tmp_path / "out"), None, store, Served("e", "observation", ""))
-    assert (found.row.name, found.chunk) == ("libero_object", 4)
+    assert (found.row.name, found.chunk, found.profile) == ("libero_object", 4, "official")
     loaded = load_policy(tmp_path / "out")
     assert loaded.normaliser.kind == "quantile+clip65"
     assert torch.equal(loaded.query, policy.query)

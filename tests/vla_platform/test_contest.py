@@ -7,15 +7,17 @@ import pytest
 from vla_platform.artifacts import Checkpoint
 from vla_platform.contest import Contest, Entrant, Rules, UnplayedError
 from vla_platform.ledger import Ledger
-from vla_platform.rows import Row
+from vla_platform.rows import Cell, Row
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
-from vlm4vla.selection import select
+from vlm4vla.selection import confirmation_states, select
 from vlm4vla.sequential import hopeless, order
 
 TABLETOP = benchmark("tabletop")
-JUDGE = SimpleNamespace(order=order, hopeless=hopeless, select=select)
+JUDGE = SimpleNamespace(
+    order=order, hopeless=hopeless, select=select, confirmation_states=confirmation_states
+)
 RATES = {(100, 4): 0.2, (100, 2): 0.5, (200, 4): 0.3, (200, 2): 0.9}
 CHECKPOINTS = [Checkpoint("run", step, f"{step:064d}") for step in (100, 200)]
 
@@ -42,8 +44,8 @@ class Player:
             assert self.ledger.commit(row)
 
 
-def hold(ledger, rules, play):
-    contest = Contest(ledger, TABLETOP, "print", rules, JUDGE, (100, 200), play)
+def hold(ledger, rules, play, **fields):
+    contest = Contest(ledger, TABLETOP, "print", rules, JUDGE, (100, 200), play, **fields)
     for checkpoint in CHECKPOINTS:
         contest.enter(checkpoint)
     return contest.finish()
@@ -87,6 +89,14 @@ def test_confirmation_is_on_states_that_chose_nothing(ledger):
     assert standing.selection.confirmed is not None
 
 
+def test_confirmation_is_as_long_as_the_interval_asked_for_needs(ledger):
+    standing = hold(ledger, rules(within=0.06), Player(ledger))
+    confirmed = standing.selection.confirmed
+    assert standing.confirmed > 2 * 5 * len(TABLETOP.tasks)
+    assert (confirmed.high - confirmed.low) / 2 == pytest.approx(0.06, abs=0.015)
+    assert hold(ledger, rules(within=0.06), None) == standing
+
+
 def test_a_contest_that_was_killed_takes_the_same_decisions(ledger):
     first = hold(ledger, rules(), Player(ledger))
     again = Player(ledger)
@@ -100,6 +110,16 @@ def test_more_states_play_only_what_is_new(ledger):
     more = Player(ledger)
     hold(ledger, rules(error=None, confirm=0, states=25), more)
     assert len(more.played) == 4 * 5 * len(TABLETOP.tasks)
+
+
+def test_cells_carry_the_runs_profile_and_the_papers_keep_their_ids(ledger):
+    paper, official = Player(ledger), Player(ledger)
+    hold(ledger, rules(), paper)
+    hold(ledger, rules(), official, profile="official")
+    cells = {e.cell for e in paper.played}
+    assert cells == {Cell(c.digest, "tabletop", h, "print") for c in CHECKPOINTS for h in (4, 2)}
+    assert {e.cell.profile for e in official.played} == {"official"}
+    assert len(official.played) == len(paper.played)
 
 
 def test_nobody_to_play_what_is_missing(ledger):

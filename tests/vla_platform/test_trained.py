@@ -1,13 +1,16 @@
 """What a run is trained on: published data where they are prepared, else an expert's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import CLUSTERS
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.store import open_store
-from vla_platform.trained import Setting, Training, data_of, ensure_dataset
+from vla_platform.sweep import Sweep, Trials
+from vla_platform.trained import Setting, Training, data_of, ensure_dataset, training_of
 from vla_platform.trial import Trial
 
 from envs.benchmarks import benchmark
@@ -67,6 +70,19 @@ def test_a_training_that_fails_is_counted(folder):
         trial._train()
     assert trial.gpu_hours > 0
     assert not trial.spent.training.running
+
+
+def test_a_run_is_scored_by_its_profile(folder):
+    row = benchmark("simpler")
+    mine = setting(folder, row, "mine-0123456789ab")
+    for profile, rule in (("paper", "any_step"), ("official", "last_step")):
+        training = training_of(mine, Run("qwen3vl-2b", "simpler", profile=profile))
+        contest = Trial(mine, training)._contest()
+        assert (contest.profile, contest.benchmark.success_rule) == (profile, rule)
+        trials = Trials(row.tasks, 1, 2, None)
+        sweep = SimpleNamespace(benchmark=row, fingerprint="print")
+        wanted = Sweep._score(sweep, training, Checkpoint("run", 1, "w"), "trained", "own", trials)
+        assert (wanted.cell().profile, wanted.benchmark.success_rule) == (profile, rule)
 
 
 def test_experts_demonstrations_of_a_benchmark_are_not_its_published_data(folder):

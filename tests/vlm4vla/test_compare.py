@@ -78,6 +78,27 @@ def test_the_whole_protocol_is_measured_and_confirmed():
     assert found.best.value == 50.0 and found.confirmed.value == 25.0
 
 
+def test_cells_that_were_stopped_early_do_not_compete():
+    cells = {place: played(0.25, states=8) for place in PLACES}
+    cells |= {Place(20000, 2): played(0.5), Place(20000, 4): played(0.4)}
+    found = score(SIMPLER, cells)
+    assert (found.status, found.note, found.of) == (MEASURED, "28 of 30 cells stopped early", 2)
+    assert found.place == Place(20000, 2) and found.trials == 96 and found.best.value == 50.0
+    found = score(SIMPLER, {place: cells[place] for place in PLACES[:12]})
+    assert found.status == REDUCED
+    assert found.note == "12 of 30 checkpoint × horizon cells, 10 of 12 cells stopped early"
+
+
+def test_liberos_confirmation_is_found_where_the_contest_plays_it():
+    row = benchmark("libero_10")
+    first = row.confirmation_from
+    states = {**dict.fromkeys(range(50), 1.0), **{first + i: float(i < 5) for i in range(20)}}
+    demonstrated = dict.fromkeys(range(row.demonstrations_from, row.demonstrations_from + 9), 0.0)
+    cell = {task: {**states, **demonstrated} for task in row.tasks}
+    found = score(row, {Place(50000, 4): cell})
+    assert found.best.value == 100.0 and found.confirmed.value == 25.0
+
+
 def test_less_than_the_protocol_says_so():
     found = score(SIMPLER, {Place(50000, 4): played(0.5, states=10, tasks=SIMPLER.tasks[:2])})
     assert found.status == REDUCED and found.best.value == 50.0
@@ -86,9 +107,12 @@ def test_less_than_the_protocol_says_so():
     )
 
 
-def test_no_best_among_cells_of_different_states():
-    cells = {Place(50000, 4): played(0.5), Place(50000, 2): played(0.5, states=20)}
-    assert score(SIMPLER, cells).status == UNFINISHED and score(SIMPLER, cells).best is None
+@pytest.mark.parametrize("other", [played(0.75, states=20), played(0.1, states=20, first=4)])
+def test_no_best_among_cells_of_different_states(other):
+    """One is ahead where both were played; the other was played on states of its own."""
+    whole = {task: dict(list(states.items())[:23]) for task, states in played(0.5).items()}
+    found = score(SIMPLER, {Place(50000, 4): whole, Place(50000, 2): other})
+    assert found.status == UNFINISHED and found.best is None and found.note
     assert score(SIMPLER, {}).status == MISSING
     assert score(SIMPLER, {Place(1, 1): played(0.5, first=24)}).status == MISSING
 

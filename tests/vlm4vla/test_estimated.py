@@ -1,17 +1,24 @@
 """Guessed scenes: the plane that says where up is, and the models' code on random weights."""
 
+import json
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import transformers as hub
 from PIL import Image
 
-from envs.api import Demonstration
+from envs.api import Demonstration, Snapshot, Thing
+from tests.vlm4vla import published
 from vlm4vla.aux import estimated
 from vlm4vla.aux.estimated import Estimator, camera_of, levelled
 from vlm4vla.aux.spatial import back_project
 from vlm4vla.data.source import Entry, Source
 
+ROOT = Path(__file__).resolve().parents[2]
 DOWN = np.radians(40)
 
 
@@ -136,6 +143,35 @@ def test_stored_models_look_at_every_episode_of_a_source(folders):
     assert {thing.name for thing in seen.things} <= {"cup", "red box"}
     again = looks["000001-01"]()
     assert np.array_equal(again.depth, seen.depth) and np.array_equal(again.segments, seen.segments)
+
+
+def seen_apart(self, image, names):
+    """A cup on the left and another thing on the right, whatever the picture shows."""
+    camera = camera_of(*image.shape[1::-1])
+    things = [
+        Thing(name, np.array([side, 1.0, 0.0]), np.full(3, 0.1), 50)
+        for name, side in zip(names, (-0.3, 0.3), strict=True)
+    ]
+    empty = np.zeros(image.shape[:2])
+    return Snapshot(image, empty.astype(np.float32), empty.astype(np.int32), camera, tuple(things))
+
+
+def test_the_job_asks_about_published_pictures(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Estimator, "snapshot", seen_apart)
+    published.libero(tmp_path / "data" / "task_demo.hdf5", [6, 6])
+    detector, depth = map(str, folders)
+    command = ["spatial_questions.py", "--pictures", "libero", str(tmp_path / "data")]
+    command += ["--scenes", "1", "--episodes", "1", "--names", "cup", "red box"]
+    command += ["--detector", detector, "--depth", depth, "--threshold", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "spatial_questions.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    assert "questions about 1 scenes" in said.out
+    assert [p.name for p in (tmp_path / "out" / "depth").iterdir()] == ["000000-00.png"]
+    asked = json.loads((tmp_path / "out" / "questions.json").read_text())
+    assert {"side", "distance"} == {question["about"] for question in asked}
 
 
 def test_missing_models_are_named(tmp_path):

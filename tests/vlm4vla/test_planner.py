@@ -21,7 +21,7 @@ H200 = 141 * GB
 A100 = 80 * GB
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "tiny-prism-dinosiglip-224px-7b"])
 def test_counted_activations_are_what_autograd_keeps(name: str) -> None:
     policy = fresh(name)
     inputs = policy.prepare(images(4), ["reach the red block"] * 4)
@@ -90,6 +90,8 @@ def test_the_command_says_what_fits() -> None:
     assert "does not fit" in text
     assert "what fits: ZeRO-3 on 16 GPUs" in text
     assert main(["kosmos-2"]).endswith("fits")
+    two_towers = main(["prism-dinosiglip-224px-7b", "--gpu-gb", "141"])
+    assert "activations" in two_towers and two_towers.endswith("fits")
     hopeless = main(["qwen3vl-30b-a3b", "--gpus", "1", "--gpu-gb", "10"])
     assert "nothing near it fits" in hopeless
 

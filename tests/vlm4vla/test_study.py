@@ -180,6 +180,14 @@ def test_gpu_hours_follow_the_formula():
     assert cost.training_flops(run) - frozen == 4 * size.vision * 256 * 30_000 * 128
 
 
+def test_openvlas_cost_is_its_rows():
+    run = Run("prism-dinosiglip-224px-7b", "calvin", policy="openvla")
+    size = cost.parts(run.backbone)
+    assert (size.vision + size.language) / 1e9 == pytest.approx(7.3, abs=0.1)  # no embeddings
+    numbers = 6 * (size.vision * 261 + size.language * (256 + 48)) * 30_000 * 128
+    assert cost.training_flops(run) == numbers
+
+
 def test_a_mixture_of_experts_computes_with_few_of_them():
     size = cost.parts("qwen3vl-30b-a3b")
     assert size.experts

@@ -10,7 +10,7 @@ from envs import tabletop
 from envs.tabletop import Scene
 from vlm4vla.aux import pretrain_tiny
 from vlm4vla.aux.pretrain_tiny import Plan, StuckError
-from vlm4vla.aux.tabletop_vqa import KINDS, ask, cell, centre, examples, random_scene
+from vlm4vla.aux.tabletop_vqa import GRID, KINDS, ask, cell, examples, random_scene
 from vlm4vla.backbones import BACKBONES
 from vlm4vla.policies import build_policy
 from vlm4vla.run import Run
@@ -93,11 +93,9 @@ def test_a_held_block_is_named():
 def test_cells_are_numbered_as_the_picture_is_read():
     assert cell(np.array([0.0, tabletop.TABLE])) == "<cell00>"
     assert cell(np.array([tabletop.TABLE, 0.0])) == "<cell63>"
-    assert [cell(centre(f"<cell{i:02d}>")) for i in range(64)] == [
-        f"<cell{i:02d}>" for i in range(64)
-    ]
-    with pytest.raises(ValueError, match="'red' is not a cell"):
-        centre("red")
+    middles = (np.arange(GRID) + 0.5) * tabletop.TABLE / GRID
+    named = [cell(np.array([x, y])) for y in middles[::-1] for x in middles]
+    assert named == [f"<cell{i:02d}>" for i in range(64)]
 
 
 def test_unknown_kinds_are_refused():

@@ -56,14 +56,6 @@ def _cell(row: int, column: int) -> str:
     return f"<cell{row * GRID + column:02d}>"
 
 
-def centre(name: str) -> np.ndarray:
-    """Table position float64 [2], metres, of the middle of a cell; ValueError for other words."""
-    if not (name.startswith("<cell") and name[5:7].isdigit()):
-        raise ValueError(f"{name!r} is not a cell")
-    row, column = divmod(int(name[5:7]), GRID)
-    return np.array([column + 0.5, GRID - row - 0.5]) * TABLE / GRID
-
-
 # -- scenes
 
 

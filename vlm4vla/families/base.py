@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -51,6 +51,18 @@ class Template:
     end: str
 
 
+class Tower(NamedTuple):
+    """A vision tower as a plan counts it.
+
+    layers: path of its layers inside the row's vision module. positions: of one image, special
+    tokens included. width: numbers in each.
+    """
+
+    layers: str
+    positions: int
+    width: int
+
+
 class Family(ABC):
     """One file per family; every method takes the row it is about."""
 
@@ -84,6 +96,10 @@ class Family(ABC):
     @abstractmethod
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         """Tokens the language model sees of one image of side `input_px`."""
+
+    @abstractmethod
+    def towers(self, row: Backbone, input_px: int) -> tuple[Tower, ...]:
+        """The vision towers that look at an image of side `input_px`, each on its own."""
 
     @abstractmethod
     def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B N 3 P"]:
@@ -145,6 +161,13 @@ class Family(ABC):
     def lm_logits(self, vlm: Any, inputs: Inputs, recipe: Recipe) -> Float[Tensor, "B T V"]:
         """Next-token scores at every position of a text batch (no query)."""
         return self.logits(vlm, self.hidden(vlm, inputs, recipe))
+
+
+def tower_of(row: Backbone, layers: str, input_px: int, special: int = 0) -> Tower:
+    """The one tower of a row with a `vision_config`. special: its positions beside patches."""
+    config = row.config["vision_config"]
+    patches = (input_px // config["patch_size"]) ** 2
+    return Tower(layers, int(patches + special), int(config["hidden_size"]))
 
 
 @contextmanager

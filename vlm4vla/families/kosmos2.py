@@ -14,10 +14,12 @@ from vlm4vla.families.base import (
     Family,
     Inputs,
     Template,
+    Tower,
     fan_in_,
     normal_,
     patches_,
     tiny_linear_init,
+    tower_of,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class Kosmos2(Family):
 
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return int(row.config["latent_query_num"])
+
+    def towers(self, row: Backbone, input_px: int) -> tuple[Tower, ...]:
+        return (tower_of(row, "model.encoder.layers", input_px, special=1),)
 
     def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B 1 3 P"]:
         return images.permute(0, 3, 1, 2).flatten(2)[:, None]

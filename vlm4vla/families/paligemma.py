@@ -15,9 +15,11 @@ from vlm4vla.families.base import (
     Family,
     Inputs,
     Template,
+    Tower,
     normal_,
     patches_,
     tiny_linear_init,
+    tower_of,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class PaliGemma(Family):
 
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return (input_px // row.config["vision_config"]["patch_size"]) ** 2
+
+    def towers(self, row: Backbone, input_px: int) -> tuple[Tower, ...]:
+        return (tower_of(row, "encoder.layers", input_px),)
 
     def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B 1 3 P"]:
         return images.permute(0, 3, 1, 2).flatten(2)[:, None]

@@ -16,6 +16,7 @@ from vlm4vla.families.base import (
     Family,
     Inputs,
     Template,
+    Tower,
     normal_,
     patches_,
     tiny_linear_init,
@@ -124,6 +125,15 @@ class PrismaticFamily(Family):
 
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return int(input_px // row.config["towers"][0]["patch"]) ** 2
+
+    def towers(self, row: Backbone, input_px: int) -> tuple[Tower, ...]:
+        """DINOv2's class token and registers are positions too."""
+        one, other = (
+            ((input_px // tower["patch"]) ** 2 + bool(registers) + registers, tower["width"])
+            for tower in row.config["towers"]
+            for registers in [tower.get("registers", 0)]
+        )
+        return Tower("featurizer.blocks", *one), Tower("fused_featurizer.blocks", *other)
 
     def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B 1 3 P"]:
         return images.permute(0, 3, 1, 2).flatten(2)[:, None]

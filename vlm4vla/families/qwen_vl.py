@@ -20,7 +20,16 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from vlm4vla.families.base import Family, Inputs, Template, normal_, patches_, tiny_linear_init
+from vlm4vla.families.base import (
+    Family,
+    Inputs,
+    Template,
+    Tower,
+    normal_,
+    patches_,
+    tiny_linear_init,
+    tower_of,
+)
 from vlm4vla.families.packed_attention import use_packed_attention, vision_plan
 
 if TYPE_CHECKING:
@@ -62,6 +71,9 @@ class QwenVL(Family):
 
     def image_tokens(self, row: Backbone, input_px: int) -> int:
         return (input_px // self._unit(row)) ** 2
+
+    def towers(self, row: Backbone, input_px: int) -> tuple[Tower, ...]:
+        return (tower_of(row, "blocks", input_px),)
 
     def planes(self, row: Backbone, images: UInt8[Tensor, "B S S 3"]) -> UInt8[Tensor, "B N 3 P"]:
         """Patches in merge order, each one colour plane after the other."""
