@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envs.api import Benchmark
 from envs.benchmarks import wrong_instruction
 from vla_platform import evaluation
 from vla_platform.artifacts import Checkpoint
-from vla_platform.assignments import Assignment
 from vla_platform.candidates import Candidate
 from vla_platform.cluster import Cluster
 from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Result, Wanted
-from vla_platform.ledger import Ledger
-from vla_platform.progress import Meter
+from vla_platform.player import Played, Player
 from vla_platform.store import Store
 
 if TYPE_CHECKING:
-    from vla_platform.rollouts import Pool
+    from vla_platform.inference import LoadPolicy
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,7 @@ class Plan:
     repeats: int = 1
 
 
-@dataclass
-class Report:
-    """Scores in order, and what they cost this time."""
-
-    results: list[Result]
-    played: int = 0
-    errors: int = 0
-    seconds: float = 0.0
-    videos: list[str] = field(default_factory=list)
-
+class Report(Played):
     def costs(self) -> str:
         if not self.played and not self.errors:
             return "played nothing: everything was in the store"
@@ -59,16 +47,15 @@ class Report:
         )
 
 
-class Scoring:
+class Scoring(Player):
     """Plays what is missing. load: "module:function" that makes a policy of a folder, imported
     only when something is played; say: where sentences go."""
 
     def __init__(
         self, store: Store, cluster: Cluster, load: str, say: Callable[[str], None]
     ) -> None:
-        self.store, self.cluster, self.load, self.say = store, cluster, load, say
-        self.ledger = Ledger(store)
-        self.pool: Pool | None = None
+        super().__init__(store, cluster, say)
+        self.load = load
         self.local = False
         self.fingerprints: dict[str, str] = {}
 
@@ -80,17 +67,17 @@ class Scoring:
                 result.name += f" on {result.wanted.benchmark.name}"
         self.local = any(isinstance(each.policy, Checkpoint) for each in candidates)
         wanted = [result.wanted for result in report.results]
-        began = time.monotonic()
-        with Meter("episodes") as meter:
-            tally = evaluation.play(self.ledger, wanted, self._pool, meter.tally)
-        report.played, report.errors = tally.done, len(tally.errors)
-        self._say_errors(tally.errors)
+        self.play(wanted, report)
         if plan.film:
-            filmed = evaluation.film(self.ledger, wanted, plan.film, self._pool)
-            report.videos, report.errors = filmed.keys, report.errors + len(filmed.errors)
-            self._say_errors(filmed.errors)
-        report.seconds = time.monotonic() - began
+            self.film(wanted, plan.film, report)
         return report
+
+    def loader(self) -> LoadPolicy | None:
+        if not self.local:
+            return None
+        module, name = self.load.split(":")
+        load: LoadPolicy = getattr(importlib.import_module(module), name)
+        return load
 
     def _result(
         self,
@@ -122,29 +109,6 @@ class Scoring:
         if row.name not in self.fingerprints:
             self.fingerprints[row.name] = evaluation.environment(self.ledger, row)
         return self.fingerprints[row.name]
-
-    def _pool(self) -> Pool:
-        if self.pool is None:
-            from vla_platform import session
-            from vla_platform.rollouts import Pool
-
-            self.say(f"Ray dashboard: {session.connect() or 'none'}")
-            module, name = self.load.split(":")
-            load = getattr(importlib.import_module(module), name) if self.local else None
-            self.pool = Pool(self.store, load, self.cluster)
-        return self.pool
-
-    def _say_errors(self, errors: Sequence[tuple[Assignment, str]]) -> None:
-        for assignment, reason in errors[:3]:
-            episode = assignment.episode
-            self.say(f"error in {episode.task} #{episode.initial_state}: {reason}")
-
-    def __enter__(self) -> Scoring:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.__exit__(kind)
 
 
 def _spread(

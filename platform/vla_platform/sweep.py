@@ -7,22 +7,20 @@ finished only reads.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from envs.api import Benchmark
 from envs.benchmarks import evaluated
-from vla_platform import artifacts, evaluation, session
+from vla_platform import artifacts, evaluation
 from vla_platform.artifacts import Checkpoint
-from vla_platform.assignments import Assignment
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Result, Wanted
-from vla_platform.ledger import Ledger
+from vla_platform.inference import LoadPolicy
+from vla_platform.player import Played, Player
 from vla_platform.progress import Meter
-from vla_platform.rollouts import Pool
 from vla_platform.store import Store
 from vla_platform.trained import (
     Science,
@@ -52,16 +50,11 @@ class Trials:
 
 
 @dataclass
-class Report:
-    """What a sweep did: scores in order, and what they cost this time."""
+class Report(Played):
+    """What a sweep did."""
 
-    results: list[Result]
-    dataset: str
+    dataset: str = ""
     trained_s: float = 0.0
-    played: int = 0
-    errors: int = 0
-    rollout_s: float = 0.0
-    videos: list[str] = field(default_factory=list)
 
     def costs(self) -> str:
         """What this call spent; nothing when everything was in the store."""
@@ -69,11 +62,11 @@ class Report:
             return "trained nothing and rolled nothing out: everything was in the store"
         return (
             f"trained {self.trained_s:.0f} s; played {self.played} episodes in "
-            f"{self.rollout_s:.0f} s; {self.errors} errors"
+            f"{self.seconds:.0f} s; {self.errors} errors"
         )
 
 
-class Sweep:
+class Sweep(Player):
     """Trains and scores runs on one benchmark."""
 
     def __init__(
@@ -84,11 +77,8 @@ class Sweep:
         science: Science,
         say: Callable[[str], None],
     ) -> None:
-        self.store, self.benchmark, self.cluster = store, benchmark, cluster
-        self.science, self.say = science, say
-        self.ledger = Ledger(store)
-        self.connected = False
-        self.pool: Pool | None = None
+        super().__init__(store, cluster, say)
+        self.benchmark, self.science = benchmark, science
         self.fingerprint = evaluation.environment(self.ledger, benchmark)
 
     def setting(self, data: Demonstrations | str, trials: Trials) -> Setting:
@@ -105,38 +95,33 @@ class Sweep:
 
     def run(self, runs: Sequence[Training], setting: Setting, trials: Trials) -> Report:
         """Everything that is missing, then the scores of everything."""
-        report, together = Report([], setting.dataset), self.cluster.together
+        report, together = Report(dataset=setting.dataset), self.cluster.together
         for first in range(0, len(runs), together):
             group = runs[first : first + together]
             self._train(group, setting, report)
             for run in group:
                 wanted = self._wanted(run, artifacts.checkpoints(self.store, run.id), trials)
                 report.results += wanted
-                self._play(run.name, [result.wanted for result in wanted], report)
+                self.play([result.wanted for result in wanted], report, run.name)
         if trials.film:
             shown = [result.wanted for result in report.results if result.label == "trained"]
-            filmed = evaluation.film(self.ledger, shown, trials.film, self._pool)
-            report.videos, report.errors = filmed.keys, report.errors + len(filmed.errors)
-            self._say_errors("videos", filmed.errors)
+            self.film(shown, trials.film, report)
         return report
+
+    def loader(self) -> LoadPolicy | None:
+        return self.science.load_policy
 
     def _train(self, runs: Sequence[Training], setting: Setting, report: Report) -> None:
         """Those whose last checkpoint is not there."""
         left = [run for run in runs if not trained(setting, run)]
         if left:
-            self._connect()
+            self.connect()
             if self.pool is not None:
                 self.pool.rest()  # its cores are the trainings' now
             self._collect(setting)
             for run in left:
                 self.say(f"{run.name}: training run {run.id}")
             report.trained_s += ensure_trained(setting, *left)
-
-    def _connect(self) -> None:
-        """Ray starts only when there is something to train or to play."""
-        if not self.connected:
-            self.say(f"Ray dashboard: {session.connect() or 'none'}")
-            self.connected = True
 
     def _collect(self, setting: Setting) -> None:
         if not artifacts.dataset_exists(self.store, setting.dataset):
@@ -173,32 +158,3 @@ class Sweep:
             instruct=trials.wrong_word if mode == WRONG_WORD else None,
             repeats=trials.repeats if label == "trained" else 1,
         )
-
-    def _play(self, name: str, wanted: Sequence[Wanted], report: Report) -> None:
-        began = time.monotonic()
-        with Meter(f"{name} rollouts") as meter:
-            tally = evaluation.play(self.ledger, wanted, self._pool, meter.tally)
-        if tally.total:
-            report.rollout_s += time.monotonic() - began
-        report.played += tally.done
-        report.errors += len(tally.errors)
-        self._say_errors(name, tally.errors)
-
-    def _say_errors(self, name: str, errors: Sequence[tuple[Assignment, str]]) -> None:
-        for assignment, reason in errors[:3]:
-            episode = assignment.episode
-            self.say(f"{name}: error in {episode.task} #{episode.initial_state}: {reason}")
-
-    def _pool(self) -> Pool:
-        """One pool for the whole sweep, started with the first episode to play."""
-        self._connect()
-        if self.pool is None:
-            self.pool = Pool(self.store, self.science.load_policy, self.cluster)
-        return self.pool
-
-    def __enter__(self) -> Sweep:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.__exit__(kind)

@@ -14,6 +14,7 @@ from vla_platform import evaluation
 from vla_platform.cluster import CLUSTERS
 from vla_platform.evaluation import Wanted
 from vla_platform.ledger import Ledger
+from vla_platform.player import Played, Player
 from vla_platform.rollouts import Pool
 from vla_platform.rows import OUTCOME, Row
 from vla_platform.store import open_store
@@ -160,9 +161,12 @@ def test_videos_are_made_afterwards_and_play(pool, checkpoint, tmp_path):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, tasks=("reach",), trials=2)
     run(pool, wanted)
-    filmed = evaluation.film(Ledger(store), [wanted], 1, lambda: pool)
-    keys = filmed.keys
-    assert len(keys) == 1 and not filmed.errors
+    player, report = Player(store, CLUSTER, print), Played()
+    player.pool, player.connected = pool, True
+    player.film([wanted], 1, report)
+    keys = report.videos
+    assert len(keys) == 1 and not report.errors
+    assert report.seconds > 0
     path = Path(tmp_path / "episode.mp4")
     store.download(keys[0], path)
     row = next(r for r in outcomes(Ledger(store), wanted) if r["key"] in keys[0])
