@@ -18,6 +18,7 @@ group of workers that trains several runs, from the end of one to the end of the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -116,10 +117,9 @@ def ours(contests: dict[int, Turns], zero: int, dataset: Path, sink: Any) -> Non
     for batch, turns in contests.items():
         with tempfile.TemporaryDirectory() as scratch:
             job = TrainJob(run_of(batch), ROW, dataset, Path(scratch), engine, log_every=1)
-            try:
+            with contextlib.suppress(Over):
                 train(job, TakingTurns(sink, turns, batch))
-            except Over:
-                continue
+        dist.barrier()
 
 
 def short(folder: Path, dataset: Path, sink: Any) -> None:
@@ -147,6 +147,7 @@ def contestant(role: str, rank: int, workers: int, folder: Path, order: str, rou
     loop = {"bare": bare, "trainer": hugging_face}[role]
     for batch, turns in contests.items():
         loop(dataset, batch, turns)
+        dist.barrier()
 
 
 def contests_of(folder: Path, name: str, order: tuple[str, ...], rounds: int) -> dict[int, Turns]:
@@ -248,7 +249,7 @@ def _await_began(folder: Path, name: str, *work: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="2 rounds instead of 8")
+    parser.add_argument("--quick", action="store_true", help="2 rounds instead of 10")
     parser.add_argument("--contestant", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
@@ -257,7 +258,7 @@ def main() -> None:
     import ray
     from vla_platform import session
 
-    rounds = 2 if args.quick else 8
+    rounds = 2 if args.quick else 10
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as name:
         folder = Path(name)
         # Ray's workers would give way to the other contestants.

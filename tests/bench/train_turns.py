@@ -30,8 +30,7 @@ class Turns:
     def begin(self) -> None:
         """The first steps are done; wait until everybody's are, and for the first turn."""
         (self.folder / f"began-{self.name}").touch()
-        while len(list(self.folder.glob("began-*"))) < len(self.order):
-            time.sleep(0.02)
+        self._await_all("began-*")
         self._await()
 
     def end(self, samples: int) -> None:
@@ -45,6 +44,8 @@ class Turns:
             return self._await()
         told = {"rates": self.rates, "first": self.first}
         (self.folder / f"{self.name}.json").write_text(json.dumps(told))
+        # Going on to the next size now would slow those who still have their last turn.
+        self._await_all("*.json")
 
     def _settle(self) -> None:
         """Batches prepared ahead and checkpoints sent: they would slow the next contestant."""
@@ -52,6 +53,11 @@ class Turns:
         while time.process_time() - spent > 0.02:
             spent = time.process_time()
             time.sleep(0.1)
+
+    def _await_all(self, files: str) -> None:
+        """Until every contestant has written one."""
+        while len(list(self.folder.glob(files))) < len(self.order):
+            time.sleep(0.02)
 
     def _number(self) -> int:
         return self.round * len(self.order) + self.order.index(self.name)
