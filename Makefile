@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-faults bench bench-peer fuzz soak clean
+.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-resume bench-faults bench bench-peer fuzz soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -76,6 +76,9 @@ bench-overhead: $(READY)  ## a policy's forward and backward beside its bare VLM
 
 bench-report: $(READY)  ## how long the report takes to build and to show
 	PYTHONPATH=.:platform $(BIN)/python tests/bench/bench_report.py $(if $(QUICK),--rows 10000) --json tests/bench/report.json
+
+bench-resume: $(READY)  ## how long a finished study's command takes to print its tables
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_resume $(if $(QUICK),--seeds 1) --json tests/bench/resume.json
 
 bench-faults: $(READY)  ## faults on a seeded schedule, counted, and that nothing was lost
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_faults $(if $(QUICK),--scenarios "children killed" "driver killed")

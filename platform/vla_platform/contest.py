@@ -118,6 +118,8 @@ class Contest:
         self.competing = len(steps) * len(rules.horizons)
         self.outcomes: dict[Entrant, list[float]] = {}
         self.stopped: set[Entrant] = set()
+        self._known: dict[Entrant, dict[State, Episode]] = {}  # a key is hashed once
+        self._completed: dict[Entrant, dict[str, float]] = {}  # rows never change: read once
 
     def enter(self, checkpoint: Checkpoint) -> dict[Entrant, float]:
         """Play a checkpoint at every horizon; mean outcomes so far, fewer states if hopeless.
@@ -171,26 +173,38 @@ class Contest:
     ) -> dict[Entrant, list[float]]:
         """Outcomes of the states, in their order, after playing those that have none."""
         episodes = {entrant: self._episodes(entrant, states) for entrant in entrants}
+        unread = {entrant: self._unread(entrant, wanted) for entrant, wanted in episodes.items()}
         left = [
             Assignment(entrant.checkpoint, self.benchmark, episode)
-            for entrant, wanted in episodes.items()
+            for entrant, wanted in unread.items()
+            if wanted
             for episode in self.ledger.missing(wanted[0].cell, wanted)
         ]
         if left and self.play is None:
             raise UnplayedError(f"{len(left)} episodes of {left[0].checkpoint} have no row yet")
         if left and self.play is not None:
             self.play(left)
-        return {entrant: self._read(wanted) for entrant, wanted in episodes.items()}
+        for entrant, wanted in unread.items():
+            if wanted:
+                self._completed[entrant] = self._read(wanted[0].cell)
+        return {e: [self._completed[e][w.key] for w in wanted] for e, wanted in episodes.items()}
 
-    def _read(self, episodes: Sequence[Episode]) -> list[float]:
-        table = self.ledger.read(episodes[0].cell).require_sound()
+    def _unread(self, entrant: Entrant, episodes: Sequence[Episode]) -> list[Episode]:
+        known = self._completed.get(entrant, {})
+        return [episode for episode in episodes if episode.key not in known]
+
+    def _read(self, cell: Cell) -> dict[str, float]:
+        """Outcomes of the cell's episodes by key."""
+        table = self.ledger.read(cell).require_sound()
         pairs = zip(table["key"].to_pylist(), table["completed"].to_pylist(), strict=True)
-        completed = dict(pairs)
-        return [completed[episode.key] / self.benchmark.chain for episode in episodes]
+        return {key: completed / self.benchmark.chain for key, completed in pairs}
 
     def _episodes(self, entrant: Entrant, states: Sequence[State]) -> list[Episode]:
-        cell = self._cell(entrant)
-        return [cell.episode(task, state, state, "") for task, state in states]
+        cell, known = self._cell(entrant), self._known.setdefault(entrant, {})
+        for task, state in states:
+            if (task, state) not in known:
+                known[task, state] = cell.episode(task, state, state, "")
+        return [known[state] for state in states]
 
     def _cell(self, entrant: Entrant) -> Cell:
         return Cell(

@@ -1,6 +1,6 @@
 """How long the report takes to build from many rows, and to show its first content.
 
-    PYTHONPATH=.:platform python tests/bench/bench_report.py [--rows 100000] [--json PATH]
+    PYTHONPATH=.:platform python tests/bench/bench_report.py [--rows 1000 100000] [--json PATH]
 
 The store holds whole SimplerEnv evaluations of 96 trials per cell, compacted as finished
 cells are, and the last cell's rows loose. `loose` repeats the reading with every row in a file
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from vla_platform.rows import ROWS, Cell, encode, encode_row
@@ -106,28 +107,41 @@ def first_content(folder: Path) -> float | None:
     return statistics.median(times)
 
 
+def measure(folder: Path, rows: int) -> dict[str, float | int | None]:
+    # Protocols have 96 trials per cell; more states reach 100k rows without 1,042 cells' worth
+    # of runs that no table has.
+    store, site = folder / "store", folder / "site"
+    found: dict[str, float | int | None] = {}
+    found["rows"] = fill(store, rows, states=max(24, rows // 1600))
+    began, spent = time.perf_counter(), time.process_time()
+    built = build(open_archive(str(store)), site)
+    found |= {"build_s": time.perf_counter() - began, "cells": built.cells}
+    found |= {f"{part}_s": seconds for part, seconds in built.seconds.items()}
+    found["build_cpu_s"] = time.process_time() - spent
+    return found | {"first_content_ms": first_content(site)}
+
+
+def loose(folder: Path, rows: int) -> dict[str, float | int]:
+    fill_loose(folder, rows)
+    began = time.perf_counter()
+    (cell,) = read_cells(open_archive(str(folder)))
+    return {"loose": cell.trials, "loose_read_s": time.perf_counter() - began}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--loose", type=int, default=0, help="also this many rows, all loose")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found: dict[str, float | int | None] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        # Protocols have 96 trials per cell; more states reach 100k rows without 1,042 cells' worth
-        # of runs that no table has.
-        found["rows"] = fill(Path(folder, "store"), args.rows, states=max(24, args.rows // 1600))
-        began, spent = time.perf_counter(), time.process_time()
-        built = build(open_archive(str(Path(folder, "store"))), Path(folder, "site"))
-        found |= {"build_s": time.perf_counter() - began, "cells": built.cells, **built.seconds}
-        found["build_cpu_s"] = time.process_time() - spent
-        print(json.dumps(found), flush=True)
-        found["first_content_ms"] = first_content(Path(folder, "site"))
-        if args.loose:
-            fill_loose(Path(folder, "loose"), args.loose)
-            began = time.perf_counter()
-            (cell,) = read_cells(open_archive(str(Path(folder, "loose"))))
-            found |= {"loose": cell.trials, "loose_read_s": time.perf_counter() - began}
+    found: dict[str, Any] = {"sizes": []}
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            found["sizes"].append(measure(Path(folder), rows))
+            print(json.dumps(found["sizes"][-1]), flush=True)
+    if args.loose:
+        with tempfile.TemporaryDirectory() as folder:
+            found |= loose(Path(folder), args.loose)
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

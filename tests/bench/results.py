@@ -153,10 +153,9 @@ def overhead(found: Found) -> Iterable[str]:
     yield columns(found["rows"], ("name", "overhead_percent", "bare_ms", "policy_ms"))
 
 
-def plain(found: Found) -> Iterable[str]:
-    """Whatever single figures a file has."""
-    simple = {k: v for k, v in found.items() if isinstance(v, int | float | str)}
-    yield table(("", ""), ([k, shown(v)] for k, v in simple.items()))
+def sizes(found: Found) -> Iterable[str]:
+    """How cost grows, where a file has a row for each size."""
+    yield columns(found["sizes"], found["sizes"][0])
 
 
 def faults(found: Found) -> Iterable[str]:
@@ -183,7 +182,8 @@ BENCHES: Mapping[str, Bench] = {
     "overhead": Bench(
         "A policy beside its bare VLM", "bench-overhead", "policy_overhead.json", growth=overhead
     ),
-    "report": Bench("The report", "bench-report", "report.json", growth=plain),
+    "resume": Bench("A finished study's command", "bench-resume", "resume.json", growth=sizes),
+    "report": Bench("The report", "bench-report", "report.json", growth=sizes),
     "faults": Bench("Faults", "bench-faults", "faults.json", growth=faults),
     "scale": Bench("Past this machine (docs/scale.md)", "bench-scale", "scale.json"),
     "fuzz": Bench("Bad input", "fuzz", "fuzz.json", growth=fuzz),

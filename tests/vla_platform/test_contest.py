@@ -132,4 +132,4 @@ def test_chains_count_their_completed_share(ledger):
     contest = Contest(ledger, row, "print", rules(error=None), JUDGE, (100, 200))
     episode = contest._episodes(Entrant(CHECKPOINTS[0], 4), [("reach", 0)])[0]
     ledger.commit(Row(episode, False, False, False, 1, 1, 0.0, 0.0, writer="w", completed=3))
-    assert contest._read([episode]) == [0.6]
+    assert contest._read(episode.cell) == {episode.key: 0.6}
