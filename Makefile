@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+SIMULATORS := $(patsubst infra/simulators/requirements-%.txt,%,$(wildcard infra/simulators/requirements-*.txt))
 
-.PHONY: setup sweep test test-full lint typecheck format tree libero calvin simpler simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-resume bench-faults bench bench-peer fuzz soak clean
+.PHONY: setup sweep test test-full lint typecheck format tree $(SIMULATORS) simulators lerobot preflight submit services bench-simulators bench-rollouts bench-train bench-data bench-sft bench-scale bench-serving bench-overhead bench-report bench-resume bench-faults bench bench-peer fuzz soak clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make needs Python 3.11: install it or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -37,10 +38,10 @@ tree: $(READY)  ## write README's tree anew from what the files say of themselve
 typecheck: $(READY)
 	$(BIN)/mypy
 
-libero calvin simpler: $(READY)  ## a simulator's own interpreter; SRC=PATH takes checkouts on disk
+$(SIMULATORS): $(READY)  ## a simulator's own interpreter; SRC=PATH takes checkouts on disk
 	bash infra/simulators/setup.sh $@ $(SRC)
 
-simulators: libero calvin simpler
+simulators: $(SIMULATORS)
 
 lerobot: $(READY)  ## LeRobot's own environment, to serve its checkpoints
 	bash infra/policies/setup-lerobot.sh

@@ -15,6 +15,7 @@ from envs.process import (
     SimulatorDied,
     SimulatorMissing,
     SimulatorProcess,
+    build_command,
     home,
     interpreter_for,
 )
@@ -86,7 +87,8 @@ def check(row: Benchmark) -> Check:
     try:
         interpreter_for(row.simulator)
     except SimulatorMissing as missing:
-        return Check(row.simulator, str(missing), advice=f"make {row.simulator}", installed=False)
+        advice = build_command(row.simulator)
+        return Check(row.simulator, str(missing), advice=advice, installed=False)
     try:
         with SimulatorProcess(row) as process:
             return _try_out(row, process)

@@ -21,7 +21,7 @@ from envs.api import (
     as_json,
     did_you_mean,
 )
-from envs.child import Child, SimulatorDied, SimulatorMissing
+from envs.child import ROOT, Child, SimulatorDied, SimulatorMissing
 from envs.home import home
 from envs.wire import Message
 
@@ -53,9 +53,16 @@ def interpreter_for(simulator: str) -> str:
         return sys.executable
     path = configured or str(home() / "simulators" / simulator / "bin" / "python")
     if not os.access(path, os.X_OK):
-        remedy = f"run `make {simulator}` or set {variable}"
+        remedy = f"{build_command(simulator)} or set {variable}"
         raise SimulatorMissing(f"No interpreter for simulator {simulator!r} at {path}: {remedy}.")
     return path
+
+
+def build_command(simulator: str) -> str:
+    """How to build a simulator's interpreter: Make has a target for each list of packages."""
+    listed = f"infra/simulators/requirements-{simulator}.txt"
+    first = "" if (ROOT / listed).exists() else f"list its packages in {listed}, then "
+    return f"{first}run `make {simulator}`"
 
 
 def on_device(index: int) -> Dict[str, str]:

@@ -48,8 +48,9 @@ class _Look:
         state = self.process.benchmark.demonstrations_from + self.number
         self.process.reset(self.task, state, self.seed)
         moves = _moves(np.random.default_rng([abs(self.seed), self.number]))
-        if len(moves):
-            self.process.execute(moves)
+        moves = moves[: max(0, self.process.benchmark.step_limit(self.task) - 1)]
+        if len(moves) and self.process.execute(moves).done:  # it happened to do the task
+            self.process.reset(self.task, state, self.seed)
         return self.process.snapshot()
 
 

@@ -39,11 +39,26 @@ _PR_SET_PDEATHSIG = 1
 
 def load_adapter(simulator: str, benchmark: Benchmark) -> Any:
     """The adapter of a simulator, constructed with its benchmark row."""
+    return _adapter(simulator)(benchmark)
+
+
+def has_expert(simulator: str) -> bool:
+    """Whether demonstrations can be collected in it. Starts nothing: adapters import late.
+
+    Also of an adapter that cannot be imported here: its child will say.
+    """
+    try:
+        return hasattr(_adapter(simulator), "demonstrate")
+    except ImportError:
+        return True
+
+
+def _adapter(simulator: str) -> Any:
     path = simulator if ":" in simulator else SIMULATORS.get(simulator)
     if path is None:
         raise did_you_mean("simulator", simulator, SIMULATORS)
     module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)(benchmark)
+    return getattr(importlib.import_module(module), name)
 
 
 def benchmark_of(data: Mapping[str, Any]) -> Benchmark:

@@ -49,7 +49,7 @@ def main() -> int:
     runs = [make(config) for config in study_cli.combinations(axes)]
     scored = study.score(runs, wanted, make)
     study_cli.show_stages(study.store, stages)
-    return study_cli.conclude(args, scored, len(runs), COLUMNS, science.across_trainings)
+    return study_cli.conclude(args, study, scored, len(runs), COLUMNS, science.across_trainings)
 
 
 def run_of(backbone: str, where: str, steps: int | None, config: Mapping[str, Any]) -> Run:

@@ -20,16 +20,18 @@ from vla_platform import cli, study_cli
 from envs.benchmarks import benchmark
 from vlm4vla import laptop, science
 from vlm4vla.run import Run
-from vlm4vla.stages import STAGES, TINY_STAGES, variants
+from vlm4vla.stages import STAGES, tiny_stage, variants
 from vlm4vla.study import TABLES
 
 NAMES = [name for name in STAGES if any(f"+{name}" in e.row for e in TABLES["table10"].entries())]
+ASKED = [name for name, stage in STAGES.items() if not any(r.of_demonstrations for r in stage.rows)]
+"""Stages of questions; those of actions learn from one benchmark alone: `action_injection.py`."""
 COLUMNS = ("backbone", "aux", "seed")
 
 
 def arguments() -> cli.argparse.Namespace:
     parser = study_cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--stages", nargs="+", choices=ASKED, default=NAMES, metavar="NAME")
     parser.add_argument(
         "--general", nargs="+", type=float, default=[0.0], help="shares of general questions"
     )
@@ -42,12 +44,12 @@ def arguments() -> cli.argparse.Namespace:
 def main() -> int:
     args = arguments()
     small = args.preset == "laptop"
-    rows = TINY_STAGES if small else STAGES
-    stages = variants((rows[name] for name in args.stages), args.general, args.stage_steps)
+    rows = {name: tiny_stage(name) if small else STAGES[name] for name in args.stages}
+    stages = variants(rows.values(), args.general, args.stage_steps)
     where = benchmark(laptop.BENCHMARK if small else "calvin")
     checkpoints = laptop.CHECKPOINTS if small else where.recipe.checkpoints
     starts = [(stage.backbone, stage.id) for stage in stages]
-    untouched = [(name, "") for name in dict.fromkeys(rows[n].backbone for n in args.stages)]
+    untouched = [(name, "") for name in dict.fromkeys(row.backbone for row in rows.values())]
     axes = {"start": [*untouched, *starts], "seed": study_cli.seeds(args)}
     make = partial(run_of, where.name, checkpoints[-1])
     study = study_cli.study(args, science, stages)
@@ -59,7 +61,7 @@ def main() -> int:
     boxes = {run: study.by_step(run) for run in scored}
     study_cli.show_boxes(boxes, COLUMNS)
     return study_cli.conclude(
-        *(args, scored, len(runs), COLUMNS, science.across_trainings),
+        *(args, study, scored, len(runs), COLUMNS, science.across_trainings),
         more=lambda run: {"by_step": boxes[run]},
     )
 

@@ -17,7 +17,7 @@ from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
 from vla_platform.spread import spread_lines
 from vla_platform.sweep import Sweep, Trials
-from vla_platform.tables import rows_of, score_table
+from vla_platform.tables import policies, rows_of, score_table
 from vla_platform.trained import data_of, training_of
 
 from envs.benchmarks import benchmark, wrong_instruction
@@ -101,6 +101,7 @@ def main() -> int:
         print(line)
     print(f"\n{time.monotonic() - began:.0f} s in all: {report.costs()}")
     print(f"Everything lies in {store.url}: datasets/{report.dataset}, policies/, cells/")
+    print(policies(report.results))
     for key in report.videos:
         print(f"video: {key}")
     return 1 if report.errors else 0

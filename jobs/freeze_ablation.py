@@ -52,7 +52,7 @@ def main() -> int:
     wanted = study_cli.search(args, "freeze", {k: tune.grid_search(v) for k, v in axes.items()})
     runs = [make(config) for config in study_cli.combinations(axes)]
     scored = study.score(runs, wanted, make)
-    return study_cli.conclude(args, scored, len(runs), COLUMNS, science.across_trainings)
+    return study_cli.conclude(args, study, scored, len(runs), COLUMNS, science.across_trainings)
 
 
 def run_of(where: str, steps: int | None, config: Mapping[str, Any]) -> Run:

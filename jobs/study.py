@@ -16,14 +16,14 @@ from functools import cache
 from typing import Any
 
 from ray import tune
-from vla_platform import artifacts, cli, study_cli
-from vla_platform.contest import Standing
+from vla_platform import artifacts, cli, needs, study_cli
 from vla_platform.store import Store, open_store
-from vla_platform.study import row_of, standing_text
+from vla_platform.study import standing_text
 from vla_platform.tables import aligned
 
 from vlm4vla import cost, laptop, science
 from vlm4vla.run import Run
+from vlm4vla.stages import stage_of
 from vlm4vla.study import Entry, Figure, Table, choose
 from vlm4vla.study_plan import Bill, Plan
 
@@ -63,13 +63,10 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     space = {"run": tune.grid_search([asdict(each) for each in runs])}
     names = "-".join(part.name for part in chosen) if args.tables else "study"
     scored = study.score(runs, study_cli.search(args, names, space), from_config)
-    show_tables(wanted, scored, small)
-    rows = [
-        {"table": e.table, "row": e.row, "column": e.column, **row_of(made, scored[made])}
-        for e, made in wanted.items()
-        if made in scored
-    ]
-    cli.write_json(args.json, rows)
+    rows = {e: study.row(made, scored[made]) for e, made in wanted.items() if made in scored}
+    places = [{"table": e.table, "row": e.row, "column": e.column} for e in rows]
+    cli.write_json(args.json, [a | b for a, b in zip(places, rows.values(), strict=True)])
+    show_tables(wanted, rows, small)
     missing = len(runs) - len(scored)
     if missing:
         print(f"{missing} runs have no score; the same command continues")
@@ -86,15 +83,21 @@ def entries(chosen: Sequence[Table | Figure], seeds: Sequence[int]) -> list[Entr
     return list(dict.fromkeys(found))
 
 
-def show_tables(wanted: Mapping[Entry, Run], scored: Mapping[Any, Standing], small: bool) -> None:
+def show_tables(
+    wanted: Mapping[Entry, Run], rows: Mapping[Entry, Mapping[str, Any]], small: bool
+) -> None:
+    """rows: of the entries that have a score."""
     for name in dict.fromkeys(entry.table for entry in wanted):
         shape = " (shape only)" if small and name not in laptop.LEARNED else ""
-        lines = [["row", "column", "seed", study_cli.BEST, "in the paper"]]
-        for entry, made in wanted.items():
-            if entry.table == name:
-                text = standing_text(row_of(made, scored[made])) if made in scored else "not scored"
-                lines.append([entry.row, entry.column, str(made.seed), text, str(entry.printed)])
+        lines = [["row", "column", "seed", study_cli.BEST, "in the paper", "policy"]]
+        lines += [cells(e, made.seed, rows.get(e)) for e, made in wanted.items() if e.table == name]
         print(f"\n{name}{shape}\n{aligned(lines)}")
+
+
+def cells(entry: Entry, seed: int, row: Mapping[str, Any] | None) -> list[str]:
+    printed = "–" if entry.printed is None else str(entry.printed)
+    best, policy = (standing_text(row), row["checkpoint"]) if row else ("not scored", "")
+    return [entry.row, entry.column, str(seed), best, printed, policy]
 
 
 def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) -> int:
@@ -105,9 +108,15 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
         return saved_steps(store, run)
 
     plan = Plan(chosen, study_cli.seeds(args), stored)
+    found = entries(chosen, study_cli.seeds(args))
+    runs = [entry.run for entry in found if entry.run is not None]
+    missing = needs.lacking(store, [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs])
     if args.json:
-        args.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
+        told = {**plan.as_json(), "missing": missing}
+        args.json.write_text(json.dumps(told, indent=1) + "\n")
     show(plan, store)
+    if missing:
+        print("\n  ".join(["Data to prepare first:", *missing]))
     return 0
 
 

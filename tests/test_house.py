@@ -87,7 +87,7 @@ def plain(package):
 def test_what_is_imported_is_declared(room):
     """What is not installed here belongs to simulators' own interpreters and to peers."""
     names = {name for path in ROOMS[room].rglob("*.py") for name in imported(path)}
-    known = declared(*(("dev", "app") if room == "dashboards" else ()))
+    known = declared(*{"dashboards": ("dev", "app"), "vlm4vla": ("diffusion",)}.get(room, ()))
     installed = packages_distributions()
     lacking = [
         name

@@ -101,14 +101,14 @@ def _qwen(name: str, architecture: str, hub_id: str, config: Mapping[str, Any]) 
     return Backbone(name, "qwen_vl", architecture, hub_id, config, image, _QWEN_MODULES)
 
 
-def _paligemma(name: str, hub_id: str, config: Mapping[str, Any]) -> Backbone:
+def _paligemma(name: str, architecture: str, hub_id: str, config: Mapping[str, Any]) -> Backbone:
     image = ImageSpec(*_HALF, fixed_px=224)
-    return Backbone(name, "paligemma", name, hub_id, config, image, _PALIGEMMA_MODULES)
+    return Backbone(name, "paligemma", architecture, hub_id, config, image, _PALIGEMMA_MODULES)
 
 
-def _kosmos(name: str, hub_id: str, config: Mapping[str, Any]) -> Backbone:
+def _kosmos(name: str, architecture: str, hub_id: str, config: Mapping[str, Any]) -> Backbone:
     image = ImageSpec(*_CLIP, fixed_px=224)
-    return Backbone(name, "kosmos2", name, hub_id, config, image, _KOSMOS_MODULES)
+    return Backbone(name, "kosmos2", architecture, hub_id, config, image, _KOSMOS_MODULES)
 
 
 _ROWS = (
@@ -120,9 +120,9 @@ _ROWS = (
     _qwen(
         "qwen3vl-30b-a3b", "qwen3-vl-moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", configs.QWEN3_30B_A3B
     ),
-    _paligemma("paligemma-1", "google/paligemma-3b-pt-224", configs.PALIGEMMA_1),
-    _paligemma("paligemma-2", "google/paligemma2-3b-pt-224", configs.PALIGEMMA_2),
-    _kosmos("kosmos-2", "microsoft/kosmos-2-patch14-224", configs.KOSMOS_2),
+    _paligemma("paligemma-1", "paligemma-1", "google/paligemma-3b-pt-224", configs.PALIGEMMA_1),
+    _paligemma("paligemma-2", "paligemma-2", "google/paligemma2-3b-pt-224", configs.PALIGEMMA_2),
+    _kosmos("kosmos-2", "kosmos-2", "microsoft/kosmos-2-patch14-224", configs.KOSMOS_2),
 )
 _EXPERT_ROWS = (
     Backbone(
@@ -138,17 +138,22 @@ _EXPERT_ROWS = (
 """Backbones of expert policies that the paper compares with (4.1.1)."""
 _FULL: Mapping[str, Backbone] = {row.name: row for row in _ROWS}
 _ALL_FULL = (*_ROWS, *_EXPERT_ROWS)
-BACKBONES: Mapping[str, Backbone] = {
-    row.name: row for row in (*_ALL_FULL, *map(tiny.derive, _ALL_FULL))
-}
-"""Every row by name: the paper's nine, OpenVLA's, and `tiny-` + each of their names."""
+_TINY = [tiny.derive(row) for row in _ALL_FULL if row.architecture in tiny.SIZES]
+BACKBONES: Mapping[str, Backbone] = {row.name: row for row in (*_ALL_FULL, *_TINY)}
+"""Every row by name: the paper's nine, OpenVLA's, and `tiny-` + each name with tiny sizes."""
 
 
 def backbone(name: str) -> Backbone:
     """The row called `name`; ValueError with the closest name otherwise."""
-    if name not in BACKBONES:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    full = BACKBONES.get(name.removeprefix("tiny-"))
+    if full is None:
         raise did_you_mean("backbone", name, BACKBONES)
-    return BACKBONES[name]
+    raise ValueError(
+        f"{full.name} has no tiny variant: give its architecture {full.architecture!r} sizes in "
+        "SIZES of vlm4vla/tiny.py"
+    )
 
 
 def full_rows() -> tuple[Backbone, ...]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vlm4vla.backbones import backbone
 from vlm4vla.run import Run
-from vlm4vla.stages import TINY_STAGES, stage_of
+from vlm4vla.stages import stage_of, tiny_stage
 
 BENCHMARK = "tabletop"
 LR_SCALE = 100
@@ -33,13 +34,18 @@ def scaled(lr: float) -> float:
 
 
 def shrink(run: Run, table: str) -> Run:
-    """The tiny counterpart of a run of the paper, as long as its table deserves."""
+    """The tiny counterpart of a run of the paper, as long as its table deserves.
+
+    A run that is tiny already stays as it is. ValueError for what has no tiny counterpart.
+    """
+    if run.backbone.startswith("tiny-"):
+        return run
     return replace(
         run,
-        backbone=tiny(run.backbone),
+        backbone=backbone(tiny(run.backbone)).name,
         benchmark=BENCHMARK,
-        aux=None if run.aux is None else TINY_STAGES[stage_of(run.aux).name].id,
+        aux=None if run.aux is None else tiny_stage(stage_of(run.aux).name).id,
         lr=None if run.lr is None else scaled(run.lr),
         steps=None if table in LEARNED else SHAPE_STEPS,
-        image_px=IMAGE_PX[run.image_px],
+        image_px=IMAGE_PX.get(run.image_px, run.image_px),
     )

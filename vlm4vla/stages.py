@@ -138,8 +138,18 @@ def _tiny(stage: AuxStage) -> AuxStage:
     )
 
 
-TINY_STAGES: Mapping[str, AuxStage] = {name: _tiny(stage) for name, stage in STAGES.items()}
+TINY_STAGES: Mapping[str, AuxStage] = {name: _tiny(STAGES[name]) for name in _TINY_DATA}
 """By the name of the stage that each stands for."""
+
+
+def tiny_stage(name: str) -> AuxStage:
+    """What stands for a stage on a laptop; ValueError for one that has no tiny data."""
+    if name not in TINY_STAGES:
+        raise ValueError(
+            f"the stage {name} has no tiny counterpart for laptops: name its data in _TINY_DATA of "
+            "vlm4vla/stages.py"
+        )
+    return TINY_STAGES[name]
 
 
 def stage_of(aux: str) -> AuxStage:

@@ -21,7 +21,7 @@ from vlm4vla.run import Run
 from vlm4vla.stages import STAGES
 
 COLUMNS = {"calvin": "calvin", "simpler": "simpler", "libero_10": "libero10"}
-"""Benchmark -> the column that `paper.json` has for it, in tables with several."""
+"""Benchmark -> its column of `paper.json`, in tables with several; others keep their name."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Entry:
         return self.run.id(benchmark(self.run.benchmark)) if self.run else None
 
     @property
-    def printed(self) -> float:
-        """The paper's number."""
-        return float(printed_table(self.table).value(self.row, self.column))
+    def printed(self) -> float | None:
+        """The paper's number; None for a backbone, benchmark or table that it does not have."""
+        table = printed_table(self.table)
+        if self.row not in table.rows or self.column not in table.columns:
+            return None
+        return float(table.value(self.row, self.column))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Table:
         return [self._entry(*one, seed) for grid in self.grids for one in _combinations(grid)]
 
     def _entry(self, run: Run, words: Mapping[str, str], seed: int) -> Entry:
-        names = {"backbone": run.backbone, "benchmark": COLUMNS[run.benchmark], **words}
+        names = {"backbone": run.backbone, "benchmark": COLUMNS.get(run.benchmark, run.benchmark)}
+        names.update(words)
         place = self.row.format(**names), self.column.format(**names)
         return Entry(self.name, *place, replace(run, seed=seed))
 
@@ -233,8 +237,11 @@ def _paper() -> dict[str, PrintedTable]:
 
 
 def printed_table(name: str) -> PrintedTable:
-    """What the paper prints in `TABLES[name]`."""
-    return _paper()[TABLES[name].printed]
+    """What the paper prints in `TABLES[name]`: nothing for a table that was added here."""
+    key = TABLES[name].printed
+    topic = key.removeprefix(f"{name}_").replace("_", " ")
+    title = f"{name.replace('table', 'Table ')}: {topic} (not in the paper)"
+    return _paper().get(key) or PrintedTable(key, {}, {}, title)
 
 
 def trainings(entries: Iterable[Entry]) -> dict[str, Run]:

@@ -16,6 +16,7 @@ from vlm4vla.compare import (
     Effect,
     Score,
     beyond_noise,
+    chained,
     difference,
     p_value,
     paired_effect,
@@ -26,7 +27,7 @@ from vlm4vla.compare import (
 from vlm4vla.run import Run
 from vlm4vla.selection import Outcomes
 from vlm4vla.stages import STAGES
-from vlm4vla.study import BASELINES, TABLES, Entry
+from vlm4vla.study import BASELINES, TABLES, Entry, printed_table
 
 SHOWN = (MEASURED, REDUCED)
 """Statuses whose number may stand beside the paper's."""
@@ -36,7 +37,8 @@ MODEL = ("policy", "aux", "freeze", "init", "prompt", "profile")
 
 @dataclass(frozen=True)
 class Line:
-    """One number. paper: with the noise of its trials. gap: ours minus the paper's.
+    """One number. paper: with the noise of its trials, None where it prints nothing. gap: ours
+    minus the paper's.
 
     beyond: whether the difference is larger than noise, all of the table's considered (Holm).
     effect: of the row against its base row, ours, where the paper prints one (printed_effect).
@@ -45,7 +47,7 @@ class Line:
 
     row: str
     column: str
-    paper: Estimate
+    paper: Estimate | None
     decimals: int
     score: Score
     run: str | None = None
@@ -61,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class TableView:
-    """A table of the paper. lines: [] where nothing is rolled out for it (Table 9)."""
+    """A table of the paper or one added here. lines: [] where nothing is rolled out (Table 9)."""
 
     name: str
     printed: PrintedTable
@@ -78,9 +80,10 @@ class TableView:
 
 
 def table_views(scores: Sequence[RunScore]) -> list[TableView]:
-    """All of the paper's tables, in its order."""
+    """All of the paper's tables, in its order, and those that were added to them."""
     by_id = {one.run.id: one for one in scores}
     named = {table.printed: name for name, table in TABLES.items()}
+    added = {table.printed: printed_table(name) for name, table in TABLES.items()}
     return [
         TableView(
             named.get(key, key.split("_")[0]),
@@ -88,7 +91,7 @@ def table_views(scores: Sequence[RunScore]) -> list[TableView]:
             tuple(_lines(named[key], table, by_id, scores)) if key in named else (),
             tuple(audit(table)),
         )
-        for key, table in paper_tables().items()
+        for key, table in (paper_tables() | added).items()
     ]
 
 
@@ -96,8 +99,9 @@ def _lines(
     name: str, table: PrintedTable, by_id: Mapping[str, RunScore], scores: Sequence[RunScore]
 ) -> list[Line]:
     entries = [*TABLES[name].entries(), *(e for e in BASELINES if e.table == name)]
-    order = {row: index for index, row in enumerate(table.rows)}
-    entries.sort(key=lambda entry: (order[entry.row], list(table.columns).index(entry.column)))
+    rows = _order(table.rows, (entry.row for entry in entries))
+    columns = _order(table.columns, (entry.column for entry in entries))
+    entries.sort(key=lambda entry: (rows[entry.row], columns[entry.column]))
     lines = []
     for entry in entries:
         found = by_id.get(entry.id or "")
@@ -107,12 +111,18 @@ def _lines(
     return _marked(lines)
 
 
+def _order(printed: Iterable[str], all_: Iterable[str]) -> dict[str, int]:
+    """Places of names: as printed, then what the paper does not have, as it was added."""
+    return {name: index for index, name in enumerate(dict.fromkeys([*printed, *all_]))}
+
+
 def _line(
     entry: Entry, table: PrintedTable, found: RunScore | None, scores: Sequence[RunScore]
 ) -> Line:
     name = entry.run.benchmark if entry.run else _benchmark_of(entry.column)
-    paper = printed(table, entry.row, entry.column, name)
-    decimals = table.columns[entry.column]
+    known = entry.printed is not None
+    paper = printed(table, entry.row, entry.column, name) if known else None
+    decimals = table.columns.get(entry.column, 3 if chained(name) else 1)
     if entry.run is None:
         quoted = Score(MISSING, "quoted from its authors: nothing is trained for it")
         return Line(entry.row, entry.column, paper, decimals, quoted)
@@ -128,7 +138,7 @@ def _benchmark_of(column: str) -> str:
 def _compared(line: Line) -> Line:
     """With the difference, where ours is a result. The winner's best score is what the paper
     prints, so it is what is compared."""
-    if line.score.status not in SHOWN or line.score.best is None:
+    if line.paper is None or line.score.status not in SHOWN or line.score.best is None:
         return line
     gap = difference(line.score.best, line.paper)
     return replace(line, gap=gap, p=p_value(gap))
@@ -151,7 +161,9 @@ def _parts(entry: Entry, table: PrintedTable, found: RunScore | None) -> list[Li
     return lines
 
 
-def _rate(table: PrintedTable, row: str, column: str) -> Estimate:
+def _rate(table: PrintedTable, row: str, column: str) -> Estimate | None:
+    if row not in table.rows:
+        return None
     value, trials = float(table.value(row, column)), table.trials_of(row, column)
     scale = 100 if table.percent else 1
     low, high = wilson(round(value / scale * (trials or 1000)), trials or 1000)

@@ -22,7 +22,7 @@ def as_csv(view: TableView) -> str:
     lines = [
         (
             *(view.name, line.row, line.column),
-            *(*line.paper, *_three(_best(line)), *_three(line.gap)),
+            *(*_three(line.paper), *_three(_best(line)), *_three(line.gap)),
             *(line.p, line.beyond, line.score.status, line.score.note, line.run),
         )
         for line in view.lines

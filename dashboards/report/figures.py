@@ -33,13 +33,12 @@ WEIGHT = 1.0
 
 def radar(views: Sequence[TableView]) -> dict[str, Any]:
     """Figure 1: the paper's backbones (dashed) and ours (solid) over all tasks."""
-    lines = _by_place(views)
-    rows = [row for row in paper_tables()["table1_calvin"].rows if not row.endswith("*")]
-    series = []
-    for colour, row in enumerate(rows):
-        paper = [lines[(table, row, name)].paper.value for table, name in AXES]
-        ours = [_ours(lines[(table, row, name)]) for table, name in AXES]
-        series.append({"name": row, "ours": False, "colour": colour, "values": paper})
+    lines, series = _by_place(views), []
+    for colour, row in enumerate(_backbones(views)):
+        paper = [_paper(lines.get((table, row, name))) for table, name in AXES]
+        ours = [_ours(lines.get((table, row, name))) for table, name in AXES]
+        if any(value is not None for value in paper):
+            series.append({"name": row, "ours": False, "colour": colour, "values": paper})
         if any(value is not None for value in ours):
             named = {"name": f"{row} (ours)", "ours": True, "colour": colour, "values": ours}
             series.append(named)
@@ -49,26 +48,36 @@ def radar(views: Sequence[TableView]) -> dict[str, Any]:
     return {"axes": axes, "series": series}
 
 
+def _backbones(views: Iterable[TableView]) -> list[str]:
+    """Rows of Table 1 without its experts: the paper's backbones, then those added here."""
+    rows = dict.fromkeys(line.row for view in views if view.name == "table1" for line in view.lines)
+    return [row for row in rows if not row.endswith("*")]
+
+
 def _by_place(views: Iterable[TableView]) -> Mapping[tuple[str, str, str], Line]:
     return {(view.name, line.row, line.column): line for view in views for line in view.lines}
 
 
-def _ours(line: Line) -> float | None:
-    best = line.score.best if line.score.status in SHOWN else None
+def _ours(line: Line | None) -> float | None:
+    best = line.score.best if line and line.score.status in SHOWN else None
     return None if best is None else round(best.value, 3)
+
+
+def _paper(line: Line | None) -> float | None:
+    return line.paper.value if line and line.paper else None
 
 
 def scatter(views: Sequence[TableView], scores: Sequence[Score]) -> dict[str, Any]:
     """Figure 3: a point per backbone and benchmark, ours where measured, else the paper's."""
     lines, printed = _by_place(views), paper_tables()["figure3_correlation"]
-    rows = [row for row in paper_tables()["table1_calvin"].rows if not row.endswith("*")]
-    placed = {row: capability(row, scores) for row in rows}
+    placed = {row: _placed(row, scores) for row in _backbones(views)}
     series = []
     for name, (table, column, benchmark) in _COLUMNS.items():
         points = [
-            _point(found, lines[(table, row, column)], benchmark)
+            _point(found, line, benchmark)
             for row, found in placed.items()
-            if found is not None
+            for line in [lines.get((table, row, column))]
+            if found and line and _value(line) is not None
         ]
         r = printed.shown(name, "r")
         series.append({"name": BENCHMARKS[name], "points": points, "printed": r})
@@ -76,9 +85,22 @@ def scatter(views: Sequence[TableView], scores: Sequence[Score]) -> dict[str, An
     return {"series": series, "weight": WEIGHT, "unplaced": unplaced}
 
 
-def _point(found: Capability, line: Line, benchmark: str) -> dict[str, Any]:
+def _placed(row: str, scores: Sequence[Score]) -> Capability | None:
+    try:
+        return capability(row, scores)
+    except KeyError:  # a family of one's own, for which A.4 names no benchmarks
+        return None
+
+
+def _value(line: Line) -> float | None:
+    """Ours where measured, else the paper's."""
     ours = _ours(line)
-    value = line.paper.value if ours is None else ours
+    return _paper(line) if ours is None else ours
+
+
+def _point(found: Capability, line: Line, benchmark: str) -> dict[str, Any]:
+    ours, value = _ours(line), _value(line)
+    assert value is not None
     used = f"{len(found.used)} of {len(found.used) + len(found.missing)} benchmarks"
     return {
         "name": found.backbone,

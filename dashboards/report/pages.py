@@ -251,7 +251,8 @@ def problems(study: Study, scores: Sequence[RunScore], views: Sequence[TableView
         (view.printed.title, line.row, line.column, line.score.note)
         for view in views
         for line in view.lines
-        if not line.part and line.score.status == MISSING and line.run not in _ids(study)
+        if line.paper is not None and not line.part
+        if line.score.status == MISSING and line.run not in _ids(study)
     ]
     return [
         _part("Broken", _BROKEN, ("stored object", "reason"), broken),

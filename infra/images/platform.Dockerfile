@@ -25,7 +25,7 @@ COPY platform platform
 COPY dashboards dashboards
 COPY jobs jobs
 COPY infra infra
-RUN .venv/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt -e . \
+RUN .venv/bin/pip install --no-cache-dir --no-build-isolation -c constraints.txt -e '.[diffusion]' \
     && python -m compileall -q envs vlm4vla platform jobs
 
 FROM ${PYTHON_IMAGE}

@@ -22,12 +22,13 @@ FROM ${PLATFORM}
 ARG SIMULATOR
 USER 0
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# The libraries that this simulator renders with: the second column of system-NAME.txt.
+# The libraries that this simulator renders with: the second column of system-NAME.txt, if any.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git \
-    && grep -v '^#' "infra/simulators/system-$SIMULATOR.txt" | cut -d' ' -f2 | sort -u \
-        | xargs apt-get install -y --no-install-recommends \
+    && { [ ! -f "infra/simulators/system-$SIMULATOR.txt" ] \
+        || grep -v '^#' "infra/simulators/system-$SIMULATOR.txt" | cut -d' ' -f2 | sort -u \
+        | xargs apt-get install -y --no-install-recommends; } \
     && rm -rf /var/lib/apt/lists/*
 # git, and its files ours: CALVIN asks its own checkout for its commit.
 COPY --from=build --chown=1000:1000 /var/lib/vla/simulators /var/lib/vla/simulators

@@ -11,13 +11,13 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from envs.benchmarks import benchmark
-from vla_platform import evaluation, session
+from vla_platform import evaluation, needs, session
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Rules, Standing
 from vla_platform.ledger import Ledger
 from vla_platform.stages import Stage
 from vla_platform.store import Store
-from vla_platform.trained import AnyRun, Science, Setting, data_of, training_of
+from vla_platform.trained import AnyRun, Science, Setting, data_of, start_of, training_of
 from vla_platform.trial import Trial
 from vla_platform.tuning import Objective, Search, figures, folder, search
 
@@ -31,6 +31,7 @@ class Study:
     states: initial states per task that choose; confirm: fresh ones per task for each winner;
     error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
     checkpoints: steps to score instead of those of the benchmark's recipe. within: see `Rules`.
+    ended: trials of its searches that came to their end, or were stopped on purpose.
     """
 
     store: Store
@@ -43,6 +44,7 @@ class Study:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
     within: float | None = None
+    ended: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
@@ -69,6 +71,18 @@ class Study:
         setting = self.setting(run.benchmark)
         return Trial(setting, training_of(setting, run)).standing()
 
+    def row(self, run: AnyRun, standing: Standing) -> dict[str, Any]:
+        """A scored run as one flat row, as it was trained: nothing left open, its data named.
+
+        checkpoint: the winner as `jobs/evaluate.py --policy` takes it; digest: of its weights.
+        """
+        chosen = dataclasses.asdict(self.completed(run))  # type: ignore[call-overload]
+        chosen |= {"dataset": self.setting(run.benchmark).dataset}
+        chosen |= {"freeze": "+".join(chosen["freeze"])}
+        winner = standing.selection.winner.checkpoint
+        named = {"run": winner.run, "checkpoint": f"{winner.run}@{winner.step}"}
+        return {**chosen, **figures(standing), **named, "digest": winner.digest}
+
     def by_step(self, run: AnyRun) -> dict[int, float]:
         """Scores of the run's checkpoints in the store: Figure 4's boxes."""
         setting = self.setting(run.benchmark)
@@ -80,7 +94,9 @@ class Study:
         """Scores by run, after a search for those that the store lacks.
 
         make_run: a trial's config to its run. Runs that ended in errors are left out.
+        FileNotFoundError names all data that are missing.
         """
+        self._require_data(runs)
         found = {run: self.standing(run) for run in runs}
         left = [run for run, standing in found.items() if standing is None]
         if left:
@@ -91,16 +107,26 @@ class Study:
 
     def search(self, wanted: Search, make_run: MakeRun, runs: Sequence[AnyRun]) -> ResultGrid:
         """Run a search to its end. runs: those that it tries, or some of them: what the space
-        leaves out shows there, and another such search is not this one continued."""
+        leaves out shows there, and another such search is not this one continued.
+
+        FileNotFoundError names all data that are missing."""
+        self._require_data(runs)
         wanted = dataclasses.replace(wanted, scope=self._scope(runs))
         self.say(f"Ray dashboard: {session.connect() or 'none'}")
         completed = partial(_completed, self._settings, make_run)
         results = search(Objective(self._settings, completed), wanted)
+        self.ended += results.num_terminated
         where = f"{folder(self.store)}/{wanted.experiment}"
         self.say(f"Tune: {len(results)} trials, {results.num_errors} with errors, in {where}")
         for error in results.errors[:3]:
             self.say(f"error: {str(error).strip().splitlines()[-1]}")
         return results
+
+    def _require_data(self, runs: Sequence[AnyRun]) -> None:
+        starts = [(run.benchmark, start_of(run, self.science, self.stages)) for run in runs]
+        missing = needs.lacking(self.store, starts)
+        if missing:
+            raise FileNotFoundError("\n  ".join(["these runs need data first:", *missing]))
 
     def _scope(self, runs: Sequence[AnyRun]) -> dict[str, Any]:
         """What the scores of a search depend on besides its space."""
@@ -126,12 +152,6 @@ def _completed(
 ) -> AnyRun:
     run = make_run(config)
     return settings[run.benchmark].completed(run)
-
-
-def row_of(run: AnyRun, standing: Standing) -> dict[str, Any]:
-    """A scored run as one flat row."""
-    chosen = dataclasses.asdict(run)  # type: ignore[call-overload]
-    return {**chosen, "freeze": "+".join(chosen["freeze"]), **figures(standing)}
 
 
 def standing_text(row: Mapping[str, Any]) -> str:

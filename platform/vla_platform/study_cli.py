@@ -15,7 +15,7 @@ from vla_platform import cli
 from vla_platform.cluster import CLUSTERS
 from vla_platform.stages import Stage, record
 from vla_platform.store import Store
-from vla_platform.study import Study, row_of, standing_text
+from vla_platform.study import Study, standing_text
 from vla_platform.tables import aligned
 from vla_platform.trained import Science
 from vla_platform.tuning import OBJECTIVES, Search
@@ -113,25 +113,34 @@ def seeds(args: argparse.Namespace) -> list[int]:
 
 def conclude(
     args: argparse.Namespace,
+    study: Study,
     scored: Mapping[Any, Any],
     asked: int,
     columns: Sequence[str],
     across: AcrossTrainings,
     more: Callable[[Any], Mapping[str, Any]] = lambda run: {},
 ) -> int:
-    """Print and write the rows of scored runs; 1 when some are missing.
+    """Print and write the rows of scored runs; 1 when some are missing that nobody stopped.
 
     more: what else a run's row is to hold.
     """
-    rows = [{**row_of(run, standing), **more(run)} for run, standing in scored.items()]
+    rows = [{**study.row(run, standing), **more(run)} for run, standing in scored.items()]
     cli.write_json(args.json, rows)
-    lines = [[*columns, BEST], *([*_named(row, columns), standing_text(row)] for row in rows)]
-    print(f"\n{aligned(lines)}\n")  # noqa: T201
+    print(f"\n{_table(rows, columns)}\n")  # noqa: T201
     outcomes = [standing.outcomes for standing in scored.values()]
     print(variance(args, rows, outcomes, columns, across))  # noqa: T201
-    if asked > len(scored):
-        print(f"{asked - len(scored)} runs have no score; the same command continues")  # noqa: T201
-    return int(asked > len(scored))
+    missing = asked - len(scored)
+    stopped = vars(args).get("asha", False) and study.ended >= asked
+    if missing:
+        why = "--asha stopped them" if stopped else "the same command continues"
+        print(f"{missing} runs have no score: {why}")  # noqa: T201
+    return int(missing > 0 and not stopped)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Each row's score, and its policy as `jobs/evaluate.py --policy` takes it."""
+    lines = ([*_named(row, columns), _text(row), row["checkpoint"]] for row in rows)
+    return aligned([[*columns, BEST, "policy"], *lines])
 
 
 def show_stages(store: Store, stages: Sequence[Stage]) -> None:
@@ -160,11 +169,14 @@ def show_search(args: argparse.Namespace, results: ResultGrid, columns: Sequence
     """Print and write what a search tried, the best first; 1 when a trial ended in an error."""
     found = [results[i] for i in range(len(results))]
     rows = [{**(each.config or {}), **each.metrics} for each in found if each.metrics]
-    rows = [_plain_row(row) for row in rows if "success" in row]
+    rows = [
+        {**_plain_row(row), "checkpoint": f"{row['run']}@{row['step']}"}
+        for row in rows
+        if "success" in row
+    ]
     rows.sort(key=lambda row: (-row["success"], row.get("gpu_hours", 0.0)))
     cli.write_json(args.json, rows)
-    lines = [[*columns, BEST], *([*_named(row, columns), _text(row)] for row in rows)]
-    print(f"\n{aligned(lines)}\n")  # noqa: T201
+    print(f"\n{_table(rows, columns)}\n")  # noqa: T201
     return int(bool(results.errors))
 
 

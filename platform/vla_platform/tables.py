@@ -69,6 +69,15 @@ def score_table(rows: Iterable[Row]) -> str:
     return aligned(lines)
 
 
+def policies(results: Iterable[Result]) -> str:
+    """A line per trained policy, named as `jobs/evaluate.py --policy` takes it."""
+    trained = [result for result in results if result.label == "trained"]
+    lines = [
+        f"{one.name}: {one.wanted.checkpoint.run}@{one.wanted.checkpoint.step}" for one in trained
+    ]
+    return "\n".join(["Policies, for jobs/evaluate.py --policy:", *lines])
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell, with a rule below the heading."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]

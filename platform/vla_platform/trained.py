@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from envs.api import Benchmark, TrainingRecipe
-from vla_platform import artifacts, demos, stages, training
+from envs.worker import has_expert
+from vla_platform import artifacts, demos, needs, stages, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Judge, Rules
@@ -141,6 +142,11 @@ def data_of(
     return published or Demonstrations.of(row, tasks, each)
 
 
+def start_of(run: AnyRun, science: Science, stages: Mapping[str, Stage]) -> Stage | None:
+    """The stage that a run starts from. stages: by id, besides those that the science knows."""
+    return (stages.get(run.aux) or science.stage_of(run.aux)) if run.aux else None
+
+
 def training_of(setting: Setting, run: AnyRun) -> Training:
     """A run as a training. Where policies are tiny, that of step 0 is kept to be compared with."""
     untrained = not setting.cluster.gpus_per_worker
@@ -150,8 +156,8 @@ def training_of(setting: Setting, run: AnyRun) -> Training:
         science.make_job, run, row, science.Engine(**setting.cluster.engine()), untrained
     )
     name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
-    stage = run.aux and (setting.stages.get(run.aux) or science.stage_of(run.aux))
-    return Training(name, run.id(row), run.steps, make_job, stage or None, run.profile)
+    stage = start_of(run, science, setting.stages)
+    return Training(name, run.id(row), run.steps, make_job, stage, run.profile)
 
 
 def steps(setting: Setting, run: Training) -> list[int]:
@@ -205,13 +211,18 @@ def _task(setting: Setting, run: Training) -> training.Task:
 def ensure_dataset(
     setting: Setting, progress: Callable[[int, int, int], None] = lambda tried, kept, total: None
 ) -> None:
-    """Collect the demonstrations unless the store has them, or another process is at it."""
+    """Collect the demonstrations unless the store has them, or another process is at it.
+
+    FileNotFoundError where nobody can: no expert, and nothing prepared.
+    """
     store, dataset, wanted = setting.store, setting.dataset, setting.data
     done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
     if isinstance(wanted, str):
         if not done():
             raise KeyError(f"dataset {dataset} is not complete in {store.url}: prepare it first")
         return
+    if not done() and not has_expert(setting.benchmark.simulator):
+        raise FileNotFoundError(needs.without_expert(setting.benchmark))
     for lease in turns(store, f"datasets/{dataset}", done):
         with lease:
             demos.collect(

@@ -1,5 +1,7 @@
 """Numbers beside the paper's: of whole, half and broken studies, and of other conditions."""
 
+from dataclasses import replace
+
 import pytest
 
 from dashboards.archive import open_archive
@@ -7,12 +9,13 @@ from dashboards.report.entries import stand_in, table_views
 from dashboards.report.figures import boxes, radar, scatter
 from dashboards.report.pages import seeds
 from dashboards.report.scores import run_score
+from dashboards.report.site import build
 from dashboards.runs import read_study
 from envs.benchmarks import benchmark
 from tests.dashboards.builder import share
 from vlm4vla.capability import Score
 from vlm4vla.run import Run
-from vlm4vla.study import TABLES
+from vlm4vla.study import TABLES, Grid, Table
 
 SIMPLER, CALVIN, TABLETOP = (benchmark(name) for name in ("simpler", "calvin", "tabletop"))
 QWEN = Run("qwen2.5vl-3b", "simpler")
@@ -178,6 +181,35 @@ def test_tiny_models_stand_in_and_are_not_compared(builder):
     line = line_of(scores, "table3", "qwen2.5vl-3b+freeze_vision", "simpler")
     assert line.score.status == "missing" and line.gap is None and line.stand_in.run.id == name
     assert stand_in(Run("qwen2.5vl-3b", "calvin", freeze=("vision",), lr=1e-4), scores) is None
+
+
+def test_what_was_added_stands_beside_the_paper_without_its_number(builder, monkeypatch, tmp_path):
+    """A backbone, in Tables 1 and 2, of no family that A.4 knows; and a table."""
+    for name, where in (("table1", ["calvin"]), ("table2", ["simpler", "libero_10"])):
+        grid = Grid(tuple(Run("smolvlm", each) for each in where))
+        changed = replace(TABLES[name], grids=(*TABLES[name].grids, grid))
+        monkeypatch.setitem(TABLES, name, changed)
+    own = Table("table11", "table11_mine", "{backbone}", "{benchmark}", (Grid((QWEN,)),))
+    monkeypatch.setitem(TABLES, "table11", own)
+    simpler(builder, Run("smolvlm", "simpler"), 0.75)
+    scores = scores_of(builder)
+    views = {view.name: view for view in table_views(scores)}
+    assert [(x.row, x.column) for x in views["table2"].lines if not x.part][-2:] == [
+        *(("smolvlm", "simpler"), ("smolvlm", "libero10"))
+    ]
+    line = line_of(scores, "table2", "smolvlm", "simpler")
+    assert (line.paper, line.gap, line.beyond) == (None, None, None)
+    assert (line.score.best.value, line.decimals) == (75.0, 1)
+    assert line_of(scores, "table2", "smolvlm", "eggplant").score.best.value == 75.0
+    assert views["table11"].printed.title == "Table 11: mine (not in the paper)"
+    names = [one["name"] for one in radar([*views.values()])["series"]]
+    assert names[-1] == "smolvlm (ours)" and len(names) == 10
+    assert "smolvlm" in scatter([*views.values()], [])["unplaced"]
+    build(open_archive(builder.url), tmp_path / "site")
+    shown = (tmp_path / "site" / "tables" / "table2.md").read_text()
+    assert "| smolvlm | simpler | – | 75.0" in shown
+    absent = (tmp_path / "site" / "problems.csv").read_text()
+    assert "smolvlm,libero10" not in absent and "paligemma-1,libero10" in absent
 
 
 def test_every_number_of_the_paper_has_its_line():

@@ -29,7 +29,7 @@ def test_a_missing_simulator_says_how_to_build_it(monkeypatch, tmp_path, capsys)
     monkeypatch.setenv("VLA_HOME", str(tmp_path))
     monkeypatch.delenv("VLA_LIBERO_PYTHON", raising=False)
     assert main(["preflight", "libero"]) == 1
-    assert capsys.readouterr().out == "libero: not installed (make libero)\n"
+    assert capsys.readouterr().out == "libero: not installed (run `make libero`)\n"
 
 
 def test_missing_assets_are_a_caveat_with_advice():

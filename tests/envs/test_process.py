@@ -138,6 +138,10 @@ def test_a_missing_interpreter_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.delenv("VLA_LIBERO_PYTHON", raising=False)
     with pytest.raises(SimulatorMissing, match=r"run `make libero` or set VLA_LIBERO_PYTHON"):
         interpreter_for("libero")
+    with pytest.raises(
+        SimulatorMissing, match=r"list its packages in .*requirements-dot\.txt, then"
+    ):
+        interpreter_for("dot")
     monkeypatch.setenv("VLA_LIBERO_PYTHON", sys.executable)
     assert interpreter_for("libero") == sys.executable
 

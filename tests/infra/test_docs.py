@@ -1,5 +1,6 @@
 """What the documentation tells people to do, done: on a copy of the tree, command by command."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from envs.benchmarks import benchmark
+from tests.dashboards.builder import Builder, share
+from vlm4vla.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
@@ -32,8 +37,10 @@ def change(path, diff):
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("vlm4vla", "envs", "platform", "jobs", "infra"):
+    for name in ("vlm4vla", "envs", "platform", "jobs", "infra", "dashboards"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
@@ -68,9 +75,13 @@ def run(tree, line, variables):
 
 @pytest.mark.full
 def test_adding_a_backbone(tree):
-    table, plan = follow(tree, "A backbone")
+    table, plan, _ = follow(tree, "A backbone")
     assert "qwen3vl-32b" in table
     assert "qwen3vl-32b" in plan
+    rows = json.loads((tree / "plan.json").read_text())["rows"]
+    added = [row for row in rows if row["row"] == "qwen3vl-32b"]
+    assert [row["printed"] for row in added] == [None] * 3, "CALVIN, SimplerEnv, LIBERO-10"
+    assert_reported(tree, Run("qwen3vl-32b", "libero_10"))
     code = """
 from vlm4vla.policies import build_policy
 from vlm4vla.run import Run
@@ -81,9 +92,29 @@ print(sum(p.numel() for p in policy.parameters()))
     assert int(out.stdout) > 100_000, out.stderr
 
 
+def assert_reported(tree, made):
+    """The report of a store with one finished run has its number, without one of the paper."""
+    row, store = benchmark(made.benchmark), Builder(str(tree / "store"))
+    name = store.train(made)
+    for step in row.recipe.checkpoints:
+        for horizon in row.horizons:
+            wins = dict.fromkeys(row.tasks, share(step / row.recipe.steps / horizon, 4))
+            store.play(store.cell(name, step, horizon, row.name), wins)
+    out = run(tree, f"python jobs/report.py --store {store.url} --out site", {})
+    assert out.returncode == 0, out.stdout + out.stderr
+    (line,) = [
+        x
+        for x in (tree / "site/tables/table2.md").read_text().splitlines()
+        if made.backbone in x and "libero10" in x
+    ]
+    assert "| – | 100.0 [" in line
+
+
 def test_adding_a_simulator(tree):
     (said,) = follow(tree, "A simulator", VLA_DOT_PYTHON=sys.executable)
     assert said.startswith("dot: works\n")
+    made = subprocess.run(["make", "-n", "dot"], cwd=tree, capture_output=True, text=True)
+    assert "bash infra/simulators/setup.sh dot" in made.stdout, made.stderr
 
 
 @pytest.mark.full
@@ -91,6 +122,29 @@ def test_adding_an_ablation(tree):
     (said,) = follow(tree, "An ablation")
     row = next(line for line in said.splitlines() if line.startswith("table11"))
     assert row.split()[1:3] == ["6", "6"], "three freezes x two prompts"
+    plan = json.loads((tree / "plan.json").read_text())
+    assert plan["tables"]["table11"]["title"] == "Table 11: freeze prompt (not in the paper)"
+    assert {row["printed"] for row in plan["rows"]} == {None}
+
+
+def test_what_contributing_calls_one_row_is_one(tree):
+    """A stage without a tiny stand-in, a size more of PaliGemma 2, and a new architecture."""
+    stages, backbones = (tree / "vlm4vla" / name for name in ("stages.py", "backbones.py"))
+    before = '     AuxStage("robobrain2", _Q7, weights="BAAI/RoboBrain2.0-7B"),\n'
+    change(stages, before + '+    _on("gqa", _Q3, "general"),\n')
+    hub = "microsoft/kosmos-2-patch14-224"
+    last = f'     _kosmos("kosmos-2", "kosmos-2", "{hub}", configs.KOSMOS_2),\n'
+    ten = '+    _paligemma("paligemma2-10b", "paligemma-2", "google/x", configs.PALIGEMMA_2),\n'
+    new = '+    _paligemma("paligemma-3", "paligemma-3", "google/y", configs.PALIGEMMA_2),\n'
+    change(backbones, last + ten + new)
+    code = """
+from vlm4vla.backbones import BACKBONES
+from vlm4vla.stages import STAGES, TINY_STAGES
+added = [name for name in BACKBONES if name.endswith(("10b", "a-3"))]
+print(STAGES.keys() - TINY_STAGES.keys(), added)
+"""
+    out = run(tree, f"python -c {shlex.quote(code)}", {})
+    assert out.stdout == "{'gqa'} ['paligemma2-10b', 'paligemma-3', 'tiny-paligemma2-10b']\n"
 
 
 def test_a_change_that_no_longer_fits_is_noticed(tree):
@@ -103,6 +157,8 @@ def test_pages_name_files_and_targets_that_exist(page):
     text = page.read_text()
     targets = set(re.findall(r"^([\w -]+):(?!=)", (ROOT / "Makefile").read_text(), re.M))
     known = {name for line in targets for name in line.split()}
+    lists = (ROOT / "infra" / "simulators").glob("requirements-*.txt")
+    known |= {path.stem.removeprefix("requirements-") for path in lists} | {"dot"}
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert target in known, f"{page.name}: make {target}"
     named = r"(?<![\w/.-])((?:infra|docs|jobs|tests|vlm4vla|envs|platform)/[\w./-]+\.\w+)"

@@ -47,6 +47,9 @@ def test_a_second_sweep_reads_what_the_first_did(tmp_path):
     assert json.loads(out.read_text()) == rows
     table = [line for line in first.stdout.splitlines() if line.startswith("tiny-paligemma-1  ")]
     assert table == [x for x in second.stdout.splitlines() if x.startswith("tiny-paligemma-1  ")]
+    (row,) = [x for x in rows if (x["checkpoint"], x["task"]) == ("trained", "all")]
+    for done in (first, second):
+        assert f"tiny-paligemma-1: {row['run']}@4" in done.stdout.splitlines()
     assert time.monotonic() - began < 60
 
 

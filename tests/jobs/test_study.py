@@ -3,13 +3,21 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from vla_platform import artifacts
+from vla_platform.artifacts import Checkpoint
+from vla_platform.cluster import CLUSTERS
+from vla_platform.contest import Entrant, Standing
 from vla_platform.store import open_store
+from vla_platform.study import Study
 
-from vlm4vla.study import TABLES
+from vlm4vla import science
+from vlm4vla.run import Run
+from vlm4vla.selection import select
+from vlm4vla.study import TABLES, Grid, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +69,40 @@ def test_dry_run_bills_every_seed(tmp_path, monkeypatch):
     assert study(monkeypatch, tmp_path / "store", *table, "--seeds", 3) == 0
     made = json.loads(out.read_text())
     assert (made["entries"], made["trainings"]) == (36, 36)
+
+
+def test_dry_run_names_the_data_to_prepare(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "plan.json"
+    tables = ("--dry-run", "--tables", "4", "10", "--json", out)
+    assert study(monkeypatch, tmp_path / "store", *tables) == 0
+    said = capsys.readouterr().out
+    assert "jobs/prepare_data.py FORMAT PATH --name calvin_abc_d" in said
+    assert "jobs/prepare_questions.py vqa-mix vica332k=PATH spacer=PATH" in said
+    assert len(json.loads(out.read_text())["missing"]) == 8
+
+
+def test_tables_show_what_has_a_score_and_its_policy(tmp_path, monkeypatch, capsys):
+    """Of the documented kind: a table that the paper does not have, on the laptop's benchmark."""
+    kept = Run("tiny-paligemma-1", "tabletop")
+    grid = Grid((kept, replace(kept, freeze=("vision",))))
+    table = Table("table11", "table11_mine", "{backbone}", "{benchmark}", (grid,))
+    monkeypatch.setitem(TABLES, "table11", table)
+    job = runpy.run_path(str(ROOT / "jobs" / "study.py"))
+    wanted = {entry: entry.run for entry in job["entries"]([table], [0])}
+    first = next(iter(wanted))
+    entrants = {Entrant(Checkpoint("f00", 20, "5" * 64), 2): {"reach": {0: 1.0, 1: 0.0}}}
+    standing = Standing(select(entrants), (1.0, 0.0), confirmed=0, played=2, saved=0)
+    store = open_store(str(tmp_path / "store"))
+    made = Study(store, CLUSTERS["laptop"], science, print)
+    row = made.row(kept, standing)
+    assert (row["run"], row["checkpoint"], row["digest"]) == ("f00", "f00@20", "5" * 64)
+    assert (row["policy"], row["lr"], row["steps"]) == ("action_query", 2e-3, 1000)
+    assert row["dataset"].startswith("tabletop-")
+    job["show_tables"](wanted, {first: row}, False)
+    scored, unscored = capsys.readouterr().out.splitlines()[-2:]
+    assert scored.split()[:3] == ["tiny-paligemma-1", "tabletop", "0"]
+    assert "50% [" in scored and scored.endswith("–             f00@20")
+    assert "not scored" in unscored
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from vla_platform.contest import Rules, Standing
 from vla_platform.resuming import Budget
 from vla_platform.store import open_store
 from vla_platform.study import Study
-from vla_platform.study_cli import variance
+from vla_platform.study_cli import conclude, variance
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
 from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, search
@@ -202,6 +202,19 @@ def test_chains_of_several_trainings_are_not_taken_for_coins():
     args = Namespace(seeds=2)
     said = variance(args, rows, outcomes, ("backbone", "seed"), across_trainings)
     assert said == "a: 60% [60, 60] over 2 trainings and their trials"
+
+
+def test_what_asha_stopped_is_not_called_unfinished(tmp_path, capsys):
+    def concluded(ended, asha):
+        study = Study(open_store(str(tmp_path)), CLUSTERS["laptop"], science, print, ended=ended)
+        args = Namespace(json=None, seeds=1, asha=asha)
+        code = conclude(args, study, {}, 3, ("backbone", "seed"), across_trainings)
+        return code, capsys.readouterr().out.splitlines()[-1]
+
+    assert concluded(3, True) == (0, "3 runs have no score: --asha stopped them")
+    unfinished = (1, "3 runs have no score: the same command continues")
+    assert concluded(2, True) == unfinished, "one failed, or the budget ended it"
+    assert concluded(3, False) == unfinished
 
 
 def test_tunes_state_lies_beside_the_rows(tmp_path):

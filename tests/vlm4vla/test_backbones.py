@@ -18,9 +18,12 @@ import pytest
 import torch
 
 from vlm4vla import recipe, sizes
-from vlm4vla.backbones import BACKBONES, backbone, full_rows
+from vlm4vla.backbones import BACKBONES, _paligemma, backbone, full_rows
+from vlm4vla.configs import PALIGEMMA_2
+from vlm4vla.families import family_of
 from vlm4vla.freeze import freeze
 from vlm4vla.run import FREEZE_GROUPS
+from vlm4vla.tiny import derive
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +112,23 @@ def test_rows_are_frozen_and_unknown_names_get_a_hint() -> None:
         backbone("kosmos-2").name = "other"  # type: ignore[misc]
     with pytest.raises(ValueError, match="Did you mean 'qwen3vl-2b'"):
         backbone("qwen3-vl-2b")
+
+
+def test_a_row_of_a_new_architecture_or_family_says_what_it_needs(monkeypatch) -> None:
+    full = dataclasses.replace(backbone("paligemma-2"), name="new", architecture="newer", family="")
+    monkeypatch.setitem(BACKBONES, "new", full)
+    with pytest.raises(ValueError, match=r"new has no tiny variant.*'newer' sizes in SIZES"):
+        backbone("tiny-new")
+    with pytest.raises(ValueError, match=r"Unknown family of new ''.*qwen_vl"):
+        family_of(full)
+
+
+def test_another_size_shares_its_architectures_tiny_sizes() -> None:
+    bigger = _paligemma(
+        "paligemma2-10b", "paligemma-2", "google/paligemma2-10b-pt-224", PALIGEMMA_2
+    )
+    small, known = derive(bigger), backbone("tiny-paligemma-2")
+    assert (small.name, small.config) == ("tiny-paligemma2-10b", known.config)
 
 
 def test_unknown_freeze_group_names_the_known_ones() -> None:

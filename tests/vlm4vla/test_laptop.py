@@ -5,6 +5,7 @@ import pytest
 from envs.benchmarks import benchmark
 from vlm4vla import laptop
 from vlm4vla.backbones import backbone
+from vlm4vla.run import Run
 from vlm4vla.stages import stage_of
 from vlm4vla.study import TABLES
 
@@ -25,6 +26,14 @@ def test_every_run_shrinks(entry):
         full, stage = stage_of(entry.run.aux), stage_of(small.aux)
         assert (stage.backbone, stage.freeze) == (small.backbone, full.freeze)
         assert stage.rows and all(each.made_here for each in stage.rows)
+
+
+def test_what_is_tiny_already_or_has_no_tiny_counterpart():
+    run = Run("tiny-paligemma-1", "tabletop", image_px=336)
+    assert laptop.shrink(run, "table11") is run
+    assert laptop.shrink(Run("paligemma-1", "calvin", image_px=336), "table7").image_px == 336
+    with pytest.raises(ValueError, match="Unknown backbone 'tiny-new'"):
+        laptop.shrink(Run("new", "calvin"), "table1")
 
 
 def test_the_papers_default_rate_is_the_tabletops():

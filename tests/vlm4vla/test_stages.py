@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm4vla.aux.order import PERIOD, WINDOW, Order
-from vlm4vla.stages import STAGES, TINY_STAGES, AuxStage, stage_of, variants
+from vlm4vla.stages import STAGES, TINY_STAGES, AuxStage, stage_of, tiny_stage, variants
 
 
 def test_everything_that_changes_weights_changes_the_id():
@@ -85,6 +85,12 @@ def test_published_weights_have_one_variant():
     assert names["robopoint"] == 2
     assert names["robobrain2"] == 1
     assert {stage.steps for stage in found if stage.weights is None} == {5}
+
+
+def test_a_stage_without_tiny_data_says_where_to_name_it():
+    assert tiny_stage("robopoint") is TINY_STAGES["robopoint"]
+    with pytest.raises(ValueError, match=r"gqa has no tiny counterpart.*_TINY_DATA"):
+        tiny_stage("gqa")
 
 
 # -- order

@@ -47,6 +47,32 @@ def test_every_printed_score_has_exactly_one_entry():
     assert sorted(found) == sorted(printed)
 
 
+@pytest.fixture
+def mine(monkeypatch):
+    """A table of one's own, and a backbone that Table 1 has and the paper has not."""
+    runs = (Run("tiny-paligemma-1", "tabletop"), Run("qwen2.5vl-3b", "libero_object"))
+    grids = (study.Grid(runs), study.Grid((Run("kosmos-2", "calvin"),)))
+    table = study.Table("table11", "table11_my_topic", "{backbone}", "{benchmark}", grids)
+    monkeypatch.setitem(study.TABLES, "table11", table)
+    first = study.TABLES["table1"]
+    more = study.Grid((Run("tiny-kosmos-2", "calvin"),))
+    changed = dataclasses.replace(first, grids=(*first.grids, more))
+    monkeypatch.setitem(study.TABLES, "table1", changed)
+
+
+@pytest.mark.usefixtures("mine")
+def test_what_the_paper_does_not_print_has_no_number():
+    assert {e.column: e.printed for e in entries("table11")} == dict.fromkeys(
+        ("tabletop", "libero_object", "calvin")
+    )
+    *known, added = entries("table1")
+    assert (added.row, added.printed) == ("tiny-kosmos-2", None)
+    assert None not in {entry.printed for entry in known}
+    made = plan("table1", "table11").as_json()
+    assert made["tables"]["table11"]["title"] == "Table 11: my topic (not in the paper)"
+    assert [row["printed"] for row in made["rows"]].count(None) == 4
+
+
 def test_a_baseline_is_trained_here_or_says_whose_number_it_is():
     assert all((entry.run is None) == (entry.source is not None) for entry in study.BASELINES)
     quoted = {(e.row, e.column): (e.printed, e.source) for e in study.BASELINES if e.source}
