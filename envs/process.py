@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, TypeVar
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ __all__ = [
     "SimulatorProcess",
     "interpreter_for",
     "on_device",
+    "require_interpreters",
 ]
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,18 @@ def interpreter_for(simulator: str) -> str:
         remedy = f"run `make {simulator}` or set {variable}"
         raise SimulatorMissing(f"No interpreter for simulator {simulator!r} at {path}: {remedy}.")
     return path
+
+
+def require_interpreters(simulators: Iterable[str]) -> None:
+    """SimulatorMissing that names all that have no interpreter here, each with its remedy."""
+    missing = []
+    for simulator in dict.fromkeys(simulators):
+        try:
+            interpreter_for(simulator)
+        except SimulatorMissing as error:
+            missing.append(str(error))
+    if missing:
+        raise SimulatorMissing(" ".join(missing))
 
 
 def on_device(index: int) -> Dict[str, str]:

@@ -204,6 +204,15 @@ def test_chains_of_several_trainings_are_not_taken_for_coins():
     assert said == "a: 60% [60, 60] over 2 trainings and their trials"
 
 
+def test_a_study_refuses_what_its_gpus_cannot_hold_before_it_starts(tmp_path):
+    said = []
+    study = Study(open_store(str(tmp_path)), CLUSTERS["cluster"], science, said.append)
+    run = Run("qwen3vl-30b-a3b", "tabletop")
+    with pytest.raises(ValueError, match="take --preset 4x8-a100"):
+        study.score([run], Search("lr", SPACE), lambda config: run)
+    assert not said
+
+
 def test_tunes_state_lies_beside_the_rows(tmp_path):
     assert folder(open_store(str(tmp_path))) == f"{tmp_path}/tune"
     assert folder(open_store("s3://bucket/a/b?endpoint=http://127.0.0.1:9")) == "bucket/a/b/tune"
