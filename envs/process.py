@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, TypeVar
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ __all__ = [
     "SimulatorProcess",
     "interpreter_for",
     "on_device",
+    "require_interpreters",
 ]
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,18 @@ def build_command(simulator: str) -> str:
     listed = f"infra/simulators/requirements-{simulator}.txt"
     first = "" if (ROOT / listed).exists() else f"list its packages in {listed}, then "
     return f"{first}run `make {simulator}`"
+
+
+def require_interpreters(simulators: Iterable[str]) -> None:
+    """SimulatorMissing that names all that have no interpreter here, each with its remedy."""
+    missing = []
+    for simulator in dict.fromkeys(simulators):
+        try:
+            interpreter_for(simulator)
+        except SimulatorMissing as error:
+            missing.append(str(error))
+    if missing:
+        raise SimulatorMissing(" ".join(missing))
 
 
 def on_device(index: int) -> Dict[str, str]:

@@ -32,7 +32,8 @@ BASE = 22_300
 RULES = ROOT / "dashboards"
 SCRAPE_S = 4  # a laptop's rollouts are over in half a minute; a cluster scrapes each 15 s
 PROMETHEUS_MISSING = (
-    "Prometheus is not installed; as root: apt-get install --no-install-recommends prometheus"
+    "prometheus: not installed, so boards and alerts have no data and the rest goes on without it; "
+    "as root: apt-get install --no-install-recommends prometheus"
 )
 
 
@@ -76,11 +77,14 @@ class Services:
         }
 
     def all(self) -> list[Service]:
-        """In the order in which they start."""
-        return [self.seaweedfs(), self._prometheus(), self._ray()]
+        """In the order in which they start; without Prometheus where it is not installed."""
+        prometheus = [self._prometheus()] if _find("prometheus") else []
+        return [self.seaweedfs(), *prometheus, self._ray()]
 
     def start(self) -> None:
         """All or none: ServiceFailedError ends those that this call had started."""
+        if not (_find("prometheus") or _install_prometheus()):
+            print(PROMETHEUS_MISSING, flush=True)
         _private(self.folder)
         _private(self.ray_folder)
         self.access().write(self.environment())
@@ -102,10 +106,12 @@ class Services:
             print(f"{service.name}: {'stopped' if service.stop() else 'was not running'}")
 
     def status(self) -> int:
-        """0 when all of them run and answer."""
+        """0 when all of them that are installed run and answer."""
         states = {service.name: service.state() for service in self.all()}
         for name, state in states.items():
             print(f"{name}: {state}")
+        if "prometheus" not in states:
+            print(PROMETHEUS_MISSING)
         return int(any(not state.startswith("runs") for state in states.values()))
 
     def seaweedfs(self) -> Service:
@@ -190,15 +196,17 @@ def _private(folder: Path) -> None:
 
 
 def _tool(name: str) -> str:
+    """The program's path; ServiceFailedError where it is not installed."""
+    found = _find(name)
+    if not found:
+        raise ServiceFailedError(f"{name} is not installed: run `make setup`")
+    return found
+
+
+def _find(name: str) -> str | None:
     """The program beside this Python, or on the path."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found and name == "prometheus":
-        found = _install_prometheus()
-    if not found:
-        missing = f"{name} is not installed: run `make setup`"
-        raise ServiceFailedError(PROMETHEUS_MISSING if name == "prometheus" else missing)
-    return found
+    return str(beside) if beside.exists() else shutil.which(name)
 
 
 def _install_prometheus() -> str | None:

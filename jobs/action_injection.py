@@ -1,7 +1,7 @@
 """Does a VLM that learned actions make a better policy, its vision frozen or not (Table 4)?
 
 .venv/bin/python jobs/action_injection.py
-ray job submit --working-dir . -- python jobs/action_injection.py --preset cluster --store s3://…
+make submit JOB=jobs/action_injection.py ARGS="--preset cluster --store s3://…"
 
 Six cells: no stage, a stage with vision frozen and one without, each before a policy with
 vision frozen and one without. Answers of the stage are actions as FAST tokens.

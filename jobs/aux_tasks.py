@@ -2,7 +2,7 @@
 
 .venv/bin/python jobs/aux_tasks.py --stages robopoint vica332k
 .venv/bin/python jobs/aux_tasks.py --stages robopoint --general 0 0.36
-ray job submit --working-dir . -- python jobs/aux_tasks.py --preset cluster --store s3://…
+make submit JOB=jobs/aux_tasks.py ARGS="--preset cluster --store s3://…"
 
 A stage is trained once and starts every run that names it. Figure 4's box of a run is the
 scores of its five checkpoints: `by_step` of --json.

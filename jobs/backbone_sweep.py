@@ -1,7 +1,7 @@
 """Which backbone makes the best policy? Trains each, rolls it out, prints the table.
 
     .venv/bin/python jobs/backbone_sweep.py --preset laptop
-    ray job submit --working-dir . -- python jobs/backbone_sweep.py --benchmark libero_object
+    make submit JOB=jobs/backbone_sweep.py ARGS="--preset cluster --store s3://…"
 
 Every stage looks in the store first: run it again to continue, or to read the table.
 """
@@ -10,42 +10,31 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 from functools import partial
 
 from vla_platform import cli
-from vla_platform.cluster import CLUSTERS
+from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.spread import spread_lines
 from vla_platform.sweep import Sweep, Trials
 from vla_platform.tables import policies, rows_of, score_table
-from vla_platform.trained import data_of, training_of
+from vla_platform.trained import data_of, trained, training_of
 
 from envs.benchmarks import benchmark, wrong_instruction
-from vlm4vla import science
+from vlm4vla import fits, science
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.policies import POLICIES
 from vlm4vla.run import POLICY_KINDS, Run
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Defaults of one scale; any flag overrides its part."""
-
-    backbones: tuple[str, ...]
-    benchmark: str
-
-
-PRESETS = {
-    "laptop": Preset(("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2"), "tabletop"),
-    "cluster": Preset(tuple(row.name for row in full_rows()), "libero_10"),
-}
+TINY = ("tiny-qwen3vl-2b", "tiny-paligemma-1", "tiny-kosmos-2")
 
 
 def arguments() -> cli.argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="laptop", help="the scale")
+    cli.add_cluster(parser)
     parser.add_argument("--benchmark", help="tabletop, libero_object, … (default: the preset's)")
-    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="rows of the backbone table")
+    parser.add_argument(
+        "--backbones", nargs="+", metavar="NAME", help="default: three tiny ones, or all that fit"
+    )
     parser.add_argument(
         "--policies", nargs="+", choices=POLICY_KINDS, default=["action_query"], help="policy kinds"
     )
@@ -68,10 +57,10 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args, began = arguments(), time.monotonic()
-    preset, cluster = PRESETS[args.preset], CLUSTERS[args.preset]
-    row = benchmark(args.benchmark or preset.benchmark)
+    small, cluster = args.preset == "laptop", cli.cluster_of(args)
+    row = benchmark(args.benchmark or ("tabletop" if small else "libero_10"))
     tasks = row.choose_tasks(args.tasks)
-    names = [backbone(name).name for name in args.backbones or preset.backbones]
+    names = backbones(args, cluster)
     for name, kind in itertools.product(names, args.policies):
         POLICIES[kind].check(backbone(name))
     horizon = row.choose_horizon(args.horizon)
@@ -90,6 +79,9 @@ def main() -> int:
         chosen = itertools.product(names, args.policies)
         runs = [run_of(args, row.name, name, kind) for name, kind in chosen]
         trainings = [training_of(setting, run) for run in runs]
+        pairs = zip(runs, trainings, strict=True)
+        left = [run.backbone for run, training in pairs if not trained(setting, training)]
+        fits.require(left, cluster, CLUSTERS)
         report = sweep.run(trainings, setting, trials)
     rows = rows_of(sweep.ledger, report.results, science.wilson)
     cli.write_json(args.json, rows)
@@ -104,7 +96,23 @@ def main() -> int:
     print(policies(report.results))
     for key in report.videos:
         print(f"video: {key}")
-    return 1 if report.errors else 0
+    for name, why in report.failed.items():
+        print(f"{name}: not trained, the same command tries again: {why}")
+    return 1 if report.errors or report.failed else 0
+
+
+def backbones(args: cli.argparse.Namespace, cluster: Cluster) -> list[str]:
+    """Those asked for; else three tiny ones, or the paper's without those that do not fit."""
+    if args.backbones or args.preset == "laptop":
+        return [backbone(name).name for name in args.backbones or TINY]
+    paper = [row.name for row in full_rows()]
+    chosen = fits.that_fit(paper, cluster)
+    if not chosen:
+        fits.require(paper, cluster, CLUSTERS)
+    left_out = [name for name in paper if name not in chosen]
+    if left_out:
+        print(f"left out, too large for this preset's GPUs: {', '.join(left_out)}", flush=True)
+    return chosen
 
 
 def run_of(args: cli.argparse.Namespace, benchmark: str, name: str, kind: str) -> Run:

@@ -2,7 +2,7 @@
 
 .venv/bin/python jobs/freeze_ablation.py
 .venv/bin/python jobs/freeze_ablation.py --freeze none vision --image-px 224 336 448
-ray job submit --working-dir . -- python jobs/freeze_ablation.py --preset cluster --store s3://…
+make submit JOB=jobs/freeze_ablation.py ARGS="--preset cluster --store s3://…"
 """
 
 from __future__ import annotations

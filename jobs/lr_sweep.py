@@ -2,7 +2,7 @@
 
     .venv/bin/python jobs/lr_sweep.py
     .venv/bin/python jobs/lr_sweep.py --search optuna --trials 20 --asha
-    ray job submit --working-dir . -- python jobs/lr_sweep.py --preset cluster --store s3://…
+    make submit JOB=jobs/lr_sweep.py ARGS="--preset cluster --store s3://…"
 
 Every run is scored by rollouts of its checkpoints as they land, never by its loss.
 """

@@ -2,7 +2,7 @@
 
     .venv/bin/python jobs/study.py --dry-run
     .venv/bin/python jobs/study.py --tables 1 5
-    ray job submit --working-dir . -- python jobs/study.py --preset cluster --store s3://…
+    make submit JOB=jobs/study.py ARGS="--preset 4x8-a100 --store s3://…"
 
 Entries that tables share are trained once; the same command continues after anything.
 """
@@ -18,13 +18,13 @@ from typing import Any
 from ray import tune
 from vla_platform import artifacts, cli, needs, study_cli
 from vla_platform.store import Store, open_store
-from vla_platform.study import standing_text
+from vla_platform.study import Study, standing_text
 from vla_platform.tables import aligned
 
-from vlm4vla import cost, laptop, science
+from vlm4vla import cost, fits, laptop, science
 from vlm4vla.run import Run
 from vlm4vla.stages import stage_of
-from vlm4vla.study import Entry, Figure, Table, choose
+from vlm4vla.study import Entry, Figure, Table, choose, on
 from vlm4vla.study_plan import Bill, Plan
 
 PATIENCE_S = 10.0
@@ -39,6 +39,9 @@ def arguments() -> cli.argparse.Namespace:
     parser = study_cli.parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--tables", nargs="+", metavar="NAME", help="table1 (or 1) … table10, figure3, figure4"
+    )
+    parser.add_argument(
+        "--benchmarks", nargs="+", metavar="NAME", default=[], help="entries on these alone"
     )
     parser.add_argument("--dry-run", action="store_true", help="count and estimate; run nothing")
     study_cli.add_running(parser)
@@ -55,11 +58,14 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     small = args.preset == "laptop"
     wanted = {
         entry: laptop.shrink(entry.run, entry.table) if small else entry.run
-        for entry in entries(chosen, study_cli.seeds(args))
+        for entry in on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
         if entry.run is not None
     }
+    if not wanted:
+        raise ValueError(f"nothing in these tables is on {', '.join(args.benchmarks)}")
     study = study_cli.study(args, science)
-    runs = list(dict.fromkeys(wanted.values()))
+    asked = list(dict.fromkeys(wanted.values()))
+    runs = without_too_large(study, asked)
     space = {"run": tune.grid_search([asdict(each) for each in runs])}
     names = "-".join(part.name for part in chosen) if args.tables else "study"
     scored = study.score(runs, study_cli.search(args, names, space), from_config)
@@ -67,10 +73,23 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     places = [{"table": e.table, "row": e.row, "column": e.column} for e in rows]
     cli.write_json(args.json, [a | b for a, b in zip(places, rows.values(), strict=True)])
     show_tables(wanted, rows, small)
-    missing = len(runs) - len(scored)
+    missing = len(asked) - len(scored)
     if missing:
         print(f"{missing} runs have no score; the same command continues")
     return int(missing > 0)
+
+
+def without_too_large(study: Study, runs: Sequence[Run]) -> list[Run]:
+    """Those that the GPUs hold while they train, or that the store has: the rest is told."""
+    names = list(dict.fromkeys(run.backbone for run in runs))
+    large = set(names) - set(fits.that_fit(names, study.cluster))
+    if not large:
+        return list(runs)
+    stored = study.standings(runs)
+    kept = [run for run in runs if run.backbone not in large or stored[run]]
+    if len(kept) < len(runs):
+        print(f"left out, too large for this preset's GPUs: {', '.join(sorted(large))}")
+    return kept
 
 
 def from_config(config: Mapping[str, Any]) -> Run:
@@ -107,8 +126,8 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     def stored(run: str) -> Sequence[int]:
         return saved_steps(store, run)
 
-    plan = Plan(chosen, study_cli.seeds(args), stored)
-    found = entries(chosen, study_cli.seeds(args))
+    plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks)
+    found = on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
     runs = [entry.run for entry in found if entry.run is not None]
     missing = needs.lacking(store, [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs])
     if args.json:

@@ -1,8 +1,8 @@
 """Train one policy: a backbone on a benchmark's demonstrations, resumed where it was.
 
     .venv/bin/python jobs/train.py --backbone tiny-qwen3vl-2b --steps 200
-    ray job submit --working-dir . -- python jobs/train.py --preset cluster \
-        --backbone qwen3vl-2b --benchmark libero_10 --freeze vision --store s3://bucket/study
+    make submit JOB=jobs/train.py ARGS="--preset cluster --backbone qwen3vl-2b \
+        --benchmark libero_10 --freeze vision --store s3://bucket/study"
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vla_platform.ledger import Ledger
 from vla_platform.trained import Setting, data_of, ensure_trained, trained, training_of
 
 from envs.benchmarks import benchmark
-from vlm4vla import science
+from vlm4vla import fits, science
 from vlm4vla.backbones import backbone
 from vlm4vla.policies import POLICIES
 from vlm4vla.run import FREEZE_GROUPS, INITS, POLICY_KINDS, PROFILES, PROMPTS, Run
@@ -42,10 +42,7 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--image-px", type=cli.positive, default=224, help="224, 512 or 768")
     parser.add_argument("--prompt", choices=PROMPTS, default="native")
     parser.add_argument("--profile", choices=PROFILES, default="paper")
-    parser.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster")
-    parser.add_argument(
-        "--workers", nargs=2, type=cli.positive, metavar=("MIN", "MAX"), help="instead of its own"
-    )
+    cli.add_cluster(parser)
     parser.add_argument(
         "--checkpoint-every", type=cli.positive, metavar="N", help="steps between resume points"
     )
@@ -54,21 +51,21 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    cluster = CLUSTERS[args.preset]
-    if args.workers:
-        cluster = replace(cluster, workers=tuple(args.workers))
+    cluster = cli.cluster_of(args)
     if args.checkpoint_every:
         cluster = replace(cluster, checkpoint_every=args.checkpoint_every)
     name, row = backbone(args.backbone).name, benchmark(args.benchmark)
     POLICIES[args.policy].check(backbone(name))
     store = cli.ready_store(args.store)
     data = args.dataset or data_of(store, row, row.tasks, args.demonstrations)
-    fingerprint = evaluation.environment(Ledger(store), row)
+    # What an expert collects depends on the simulator; prepared demonstrations do not.
+    fingerprint = "" if isinstance(data, str) else evaluation.environment(Ledger(store), row)
     rules = Rules(row.tasks, row.trials, row.horizons)
     setting = Setting(store, row, cluster, science, fingerprint, data, rules)
     chosen = {field: getattr(args, field) for field in CHOSEN}
     run = training_of(setting, Run(name, row.name, freeze=tuple(args.freeze), **chosen))
     if not trained(setting, run):
+        fits.require([name], cluster, CLUSTERS, args.image_px, args.freeze)
         session.connect()
         print(f"{run.name}: training run {run.id} on {setting.dataset}", flush=True)
         ensure_trained(setting, run)

@@ -19,7 +19,8 @@ def own_places(tmp_path_factory):
     if os.path.isdir(simulators):
         (home / "simulators").symlink_to(simulators)
     os.environ["VLA_HOME"] = str(home)
-    os.environ.pop("VLA_STORE", None)
+    for name in ("VLA_STORE", "VLA_CACHE"):
+        os.environ.pop(name, None)
     os.environ.pop("RAY_ADDRESS", None)
     return home
 

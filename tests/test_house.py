@@ -101,8 +101,11 @@ def test_what_is_imported_is_declared(room):
 def test_every_room_has_the_same_home(monkeypatch, told, means):
     monkeypatch.setenv("HOME", "/u")
     monkeypatch.setenv("VLA_HOME", told)
+    monkeypatch.delenv("VLA_CACHE", raising=False)
     assert {places.home(), process.home(), services.home()} == {Path(means)}
     assert libero_install._cache() == Path(means) / "cache/libero"
+    monkeypatch.setenv("VLA_CACHE", "~/scratch")
+    assert places.cache() == libero_install._cache().parent == Path("/u/scratch")
 
 
 def test_a_wrong_arrow_is_seen(tmp_path):

@@ -34,6 +34,7 @@ class Setup:
 
     zero: DeepSpeed stage 0-3. gpus: data-parallel workers. batch: samples per GPU and forward
     pass (the rest of a global batch is accumulated). checkpointing: recompute activations.
+    offload: the optimiser's state lies in the host's memory. freeze: groups that do not train.
     """
 
     zero: int = 2
@@ -43,6 +44,8 @@ class Setup:
     checkpointing: bool = True
     image_px: int = 224
     prompt_tokens: int = PROMPT_TOKENS
+    offload: bool = False
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.zero not in range(4) or self.precision not in PRECISION_BYTES:
@@ -73,10 +76,10 @@ class Plan:
 
 
 def plan(row: Backbone, setup: Setup) -> Plan:
-    """Memory of full fine-tuning (nothing frozen) with AdamW."""
+    """Memory of fine-tuning with AdamW."""
     vlm = meta_model(row)
     head = meta_head(vlm, row)
-    trained = optimised(vlm, head, row, ())
+    trained = optimised(vlm, head, row, setup.freeze)
     query = words(vlm, row).shape[1]
     resident = count(vlm.parameters()) + query + count(head.parameters())
     width = PRECISION_BYTES[setup.precision]
@@ -98,6 +101,8 @@ def _shards(setup: Setup, from_stage: int) -> int:
 
 def _optimiser_bytes(setup: Setup) -> int:
     """Per number: AdamW's two moments, and in 16 bits the fp32 weights and gradients of a step."""
+    if setup.offload:
+        return 0
     return 8 if setup.precision == "fp32" else 16
 
 
@@ -123,7 +128,7 @@ def report(row: Backbone, setup: Setup, gpu_gb: float) -> str:
     """What a person reads: the parts, whether they fit, and what does if not."""
     gpu_bytes = int(gpu_gb * 1e9)
     made = plan(row, setup)
-    lines = [f"{row.name}, {_words(setup)}, {gpu_gb:g} GB each:"]
+    lines = [f"{row.name}, {words_of(setup)}, {gpu_gb:g} GB each:"]
     lines += [f"  {n:<12}{b / 1e9:8.1f} GB" for n, b in dataclasses.asdict(made).items()]
     lines += [f"  {'reserve':<12}{RESERVE / 1e9:8.1f} GB"]
     verdict = "fits" if made.fits(gpu_bytes) else "does not fit"
@@ -133,13 +138,13 @@ def report(row: Backbone, setup: Setup, gpu_gb: float) -> str:
 
 def _advice(row: Backbone, setup: Setup, gpu_bytes: int) -> list[str]:
     found = [
-        f"what fits: {_words(option)} ({(made.total + RESERVE) / 1e9:.1f} GB)"
+        f"what fits: {words_of(option)} ({(made.total + RESERVE) / 1e9:.1f} GB)"
         for option, made in fitting(row, setup, gpu_bytes)
     ]
     return found or ["nothing near it fits: use larger GPUs, a smaller batch or checkpointing"]
 
 
-def _words(setup: Setup) -> str:
+def words_of(setup: Setup) -> str:
     how = "checkpointing" if setup.checkpointing else "all activations kept"
     return (
         f"ZeRO-{setup.zero} on {setup.gpus} GPUs, {setup.batch} samples each, "

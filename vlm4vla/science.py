@@ -7,6 +7,7 @@ from vlm4vla.aux.scoring import score_stage
 from vlm4vla.data.dataset import build_manifest, encode_shard
 from vlm4vla.engine import Engine
 from vlm4vla.export import load_policy
+from vlm4vla.fits import require as require_fit
 from vlm4vla.policy_job import make_job
 from vlm4vla.selection import confirmation_states, select
 from vlm4vla.sequential import hopeless, order
@@ -25,6 +26,7 @@ __all__ = [
     "make_stage_job",
     "order",
     "prepare_questions",
+    "require_fit",
     "score_stage",
     "select",
     "stage_of",

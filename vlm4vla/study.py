@@ -244,6 +244,11 @@ def printed_table(name: str) -> PrintedTable:
     return _paper().get(key) or PrintedTable(key, {}, {}, title)
 
 
+def on(benchmarks: Sequence[str], entries: Iterable[Entry]) -> list[Entry]:
+    """The entries whose runs are on these benchmarks; all when none is named."""
+    return [e for e in entries if not benchmarks or (e.run and e.run.benchmark in benchmarks)]
+
+
 def trainings(entries: Iterable[Entry]) -> dict[str, Run]:
     """Distinct resolved runs by id, in the order of their first entry."""
     runs = {entry.id: entry.run for entry in entries}

@@ -10,7 +10,7 @@ from typing import Any
 from vlm4vla.cost import cost
 from vlm4vla.run import Run
 from vlm4vla.stages import STAGES, stage_of
-from vlm4vla.study import BASELINES, Entry, Figure, Table, trainings
+from vlm4vla.study import BASELINES, Entry, Figure, Table, on, trainings
 
 Stored = Callable[[str], Sequence[int]]
 """A run's id -> the steps of its complete checkpoints, ascending."""
@@ -40,12 +40,13 @@ class Plan:
     """A chosen part of the study. baselines: of expert policies, apart from everything else.
 
     Figures repeat the entries of tables: their trainings count, as entries they do not.
-    seeds: each entry is trained once with each.
+    seeds: each entry is trained once with each. benchmarks: entries on these alone, if any.
     """
 
     chosen: tuple[Table | Figure, ...]
     seeds: Sequence[int]
     stored: Stored
+    benchmarks: Sequence[str] = ()
 
     def bill(self, part: Table | Figure) -> Bill:
         return _bill(self._of([part]), self.stored)
@@ -101,11 +102,12 @@ class Plan:
         return self._of([part for part in self.chosen if isinstance(part, kinds)])
 
     def _of(self, parts: Iterable[Table | Figure]) -> list[Entry]:
-        return [entry for part in parts for seed in self.seeds for entry in part.entries(seed)]
+        found = (e for part in parts for seed in self.seeds for e in part.entries(seed))
+        return on(self.benchmarks, found)
 
     def _experts(self, part: Table | Figure | None = None) -> list[Entry]:
         names = {p.name for p in ([part] if part else self.chosen)}
-        found = [entry for entry in BASELINES if entry.table in names]
+        found = on(self.benchmarks, (entry for entry in BASELINES if entry.table in names))
         return list(dict.fromkeys(_seeded(entry, seed) for seed in self.seeds for entry in found))
 
 

@@ -4,7 +4,7 @@ variable "VERSION" { default = "0.1.0" }
 variable "TORCH_INDEX" { default = "" }
 
 group "default" {
-  targets = ["platform", "simulator"]
+  targets = ["platform", "simulator", "study"]
 }
 
 target "platform" {
@@ -20,6 +20,15 @@ target "simulator" {
   context    = "."
   contexts   = { "vla-platform:0.1.0" = "target:platform" }
   dockerfile = "infra/images/simulator.Dockerfile"
-  args       = { SIMULATOR = simulator }
+  args       = { SIMULATORS = simulator }
   tags       = ["${REGISTRY}vla-${simulator}:${VERSION}"]
+}
+
+# All simulators: the paper's tables mix them, and one image is on every node.
+target "study" {
+  context    = "."
+  contexts   = { "vla-platform:0.1.0" = "target:platform" }
+  dockerfile = "infra/images/simulator.Dockerfile"
+  args       = { SIMULATORS = "libero calvin simpler" }
+  tags       = ["${REGISTRY}vla-study:${VERSION}"]
 }

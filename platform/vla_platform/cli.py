@@ -8,12 +8,14 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from envs.process import SimulatorDied, SimulatorMissing
 from vla_platform import places, preemption
 from vla_platform.assignments import PoolError
+from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.preemption import PreemptedError
 from vla_platform.remote import PolicyRefusedError, PolicyUnavailableError
 from vla_platform.rows import BrokenRowsError
@@ -61,6 +63,28 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return int(text)
+
+
+def add_cluster(made: Any) -> None:
+    """The flags of jobs that train: see `cluster_of`."""
+    made.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster")
+    made.add_argument(
+        "--workers", nargs=2, type=positive, metavar=("MIN", "MAX"), help="instead of its own"
+    )
+    made.add_argument(
+        "--gpu-gb", type=float, metavar="GB", help="memory of one GPU, instead of the preset's 80"
+    )
+
+
+def cluster_of(args: argparse.Namespace) -> Cluster:
+    """The preset with what the command line says otherwise; ValueError for MIN above MAX."""
+    cluster = CLUSTERS[args.preset]
+    if args.workers:
+        least, most = args.workers
+        if least > most:
+            raise ValueError(f"--workers {least} {most}: the first is the fewest, the second most")
+        cluster = replace(cluster, workers=(least, most))
+    return replace(cluster, gpu_gb=args.gpu_gb or cluster.gpu_gb)
 
 
 def ready_store(url: str) -> Store:

@@ -69,6 +69,7 @@ class Cluster:
     render_slots: simulators that one GPU renders for; 0 where they render in software.
     batch: observations per inference call, always padded to this many.
     gpu_share: GPUs per inference replica; replicas: how many.
+    gpu_gb: memory of a GPU in 1e9 bytes, of which a worker may fill its `gpus_per_worker`.
     """
 
     workers: tuple[int, int]
@@ -92,6 +93,13 @@ class Cluster:
     checkpoint_every: int | None = None
     stall_s: float | None = 600.0
     together: int = 1
+    gpu_gb: float = 80.0
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """Ray's resources for one training worker."""
+        taken = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in taken.items() if amount}
 
     @property
     def training_gpus(self) -> float:
@@ -184,9 +192,35 @@ CLUSTERS: dict[str, Cluster] = {
         optimiser="fused",
         together=9,
     ),
+    # One GPU for both: the optimiser's state lies in the host's memory (16 bytes a parameter).
+    "workstation": replace(
+        _GPUS,
+        workers=(1, 1),
+        cpus_per_worker=4,
+        threads=4,
+        gpus_per_worker=0.75,
+        gpu_share=0.25,
+        micro_batch=4,
+        hosts=1,
+        simulator_cores=4,
+        optimiser="offload",
+        limits=Limits(grace=60.0),
+    ),
     "cluster": _GPUS,
     # Qwen3-VL-30B-A3B on 4 nodes of 8 A100 with 80 GB: 28 GB a GPU at 31 and 47 GB at 16
     # (`python -m vlm4vla.planner qwen3vl-30b-a3b --zero 3 --gpus 31 --batch 16`), and while a
     # worker starts 62 GB of its node's memory, eight times over.
-    "4x8-a100": replace(_GPUS, workers=(16, 31), cpus_per_worker=12, zero=3),
+    "4x8-a100": replace(_GPUS, workers=(16, 31), zero=3),
 }
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Ray's resources in words; memory is in bytes there."""
+    shown = {"CPU": 1.0, "GPU": 1.0, "memory": 2.0**30}
+    units = {"memory": "GiB memory"}
+    found = [
+        f"{resources[name] / scale:.3g} {units.get(name, name)}"
+        for name, scale in shown.items()
+        if resources.get(name)
+    ]
+    return ", ".join(found) or "nothing"

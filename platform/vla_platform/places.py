@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from envs.home import cache as cache
 from envs.home import home as home
 
 COPIES = ("datasets", "policies")
@@ -22,11 +23,6 @@ RECENT_S = 3600.0
 def default_store() -> str:
     """`VLA_STORE`, else a folder under `home()`."""
     return os.environ.get("VLA_STORE") or str(home() / "store")
-
-
-def cache() -> Path:
-    """Local copies of datasets and policies; safe to delete at any time."""
-    return home() / "cache"
 
 
 def cache_limit() -> int:

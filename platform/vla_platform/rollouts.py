@@ -18,7 +18,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from vla_platform import fleet, metrics, preemption
 from vla_platform.assignments import Assignment, PoolError, Tally
-from vla_platform.cluster import Cluster
+from vla_platform.cluster import Cluster, amounts
 from vla_platform.fleet import Fleet, Member
 from vla_platform.hosts import Host
 from vla_platform.inference import LoadPolicy, start_replicas
@@ -236,8 +236,8 @@ class Round:
             cluster, there = self.pool.cluster, fleet.nodes()
             slots = self.pool.slots(kind)
             needed = (
-                f"a host of {kind} simulators takes {_amounts(cluster.takes(kind, slots))}, the "
-                f"nodes have {' and '.join(map(_amounts, there))} in all"
+                f"a host of {kind} simulators takes {amounts(cluster.takes(kind, slots))}, the "
+                f"nodes have {' and '.join(map(amounts, there))} in all"
             )
             if not any(cluster.fits(kind, slots, node) for node in there):
                 raise PoolError(f"{needed}: add a node with room for one")
@@ -252,17 +252,6 @@ class Round:
         metrics.show("vla_rollout_hosts", tally.hosts, state="running")
         metrics.show("vla_rollout_hosts", tally.pending, state="pending")
         self.progress(tally)
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    shown = {"CPU": 1.0, "GPU": 1.0, "memory": 2.0**30}
-    units = {"memory": "GiB memory"}
-    found = [
-        f"{resources[name] / scale:.3g} {units.get(name, name)}"
-        for name, scale in shown.items()
-        if resources.get(name)
-    ]
-    return ", ".join(found) or "nothing"
 
 
 def _reason(error: Exception) -> str:

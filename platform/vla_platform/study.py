@@ -11,8 +11,9 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from envs.benchmarks import benchmark
+from envs.process import require_interpreters
 from vla_platform import evaluation, needs, session
-from vla_platform.cluster import Cluster
+from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.contest import Rules, Standing
 from vla_platform.ledger import Ledger
 from vla_platform.stages import Stage
@@ -83,6 +84,11 @@ class Study:
         named = {"run": winner.run, "checkpoint": f"{winner.run}@{winner.step}"}
         return {**chosen, **figures(standing), **named, "digest": winner.digest}
 
+    def standings(self, runs: Sequence[AnyRun]) -> dict[AnyRun, Standing | None]:
+        """The same of many; SimulatorMissing names every simulator that is not installed here."""
+        require_interpreters(benchmark(run.benchmark).simulator for run in runs)
+        return {run: self.standing(run) for run in runs}
+
     def by_step(self, run: AnyRun) -> dict[int, float]:
         """Scores of the run's checkpoints in the store: Figure 4's boxes."""
         setting = self.setting(run.benchmark)
@@ -97,9 +103,10 @@ class Study:
         FileNotFoundError names all data that are missing.
         """
         self._require_data(runs)
-        found = {run: self.standing(run) for run in runs}
+        found = self.standings(runs)
         left = [run for run, standing in found.items() if standing is None]
         if left:
+            self.science.require_fit([run.backbone for run in left], self.cluster, CLUSTERS)
             self.say(f"{len(left)} of {len(runs)} runs are not scored yet")
             self.search(wanted, make_run, runs)
             found |= {run: self.standing(run) for run in left}

@@ -12,7 +12,6 @@ from typing import Any
 from ray.tune import ResultGrid
 
 from vla_platform import cli
-from vla_platform.cluster import CLUSTERS
 from vla_platform.stages import Stage, record
 from vla_platform.store import Store
 from vla_platform.study import Study, standing_text
@@ -29,7 +28,7 @@ LAPTOP_STATES = 20
 
 def parser(description: str) -> argparse.ArgumentParser:
     made = cli.parser(description)
-    made.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster")
+    cli.add_cluster(made)
     made.add_argument("--seeds", type=cli.positive, default=1, help="trainings of each run")
     scoring = made.add_argument_group("scoring")
     scoring.add_argument("--states", type=cli.positive, help="initial states per task that choose")
@@ -73,7 +72,7 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
         raise ValueError(f"--confirm-within is in percentage points: {args.confirm_within}")
     return Study(
         store=cli.ready_store(args.store),
-        cluster=CLUSTERS[args.preset],
+        cluster=cli.cluster_of(args),
         science=science,
         say=partial(print, flush=True),
         states=args.states or (LAPTOP_STATES if args.preset == "laptop" else None),

@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from envs.api import Benchmark
 from envs.benchmarks import evaluated
-from vla_platform import artifacts, evaluation
+from vla_platform import artifacts, evaluation, training
 from vla_platform.artifacts import Checkpoint
+from vla_platform.assignments import PoolError
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.evaluation import OWN, WRONG_WORD, Instruct, Result, Wanted
 from vla_platform.inference import LoadPolicy
 from vla_platform.player import Played, Player
+from vla_platform.preemption import PreemptedError
 from vla_platform.progress import Meter
-from vla_platform.store import Store
+from vla_platform.store import Store, StoreError
 from vla_platform.trained import (
     Science,
     Setting,
     Training,
+    Watch,
     ensure_dataset,
     ensure_trained,
     trained,
 )
 
 log = logging.getLogger(__name__)
+
+EVERYBODYS = (StoreError, PoolError, PreemptedError)
+"""What ends a sweep: the next run would meet it, too."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ class Trials:
 
 @dataclass
 class Report(Played):
-    """What a sweep did."""
+    """What a sweep did. failed: runs that could not be trained, by name, and why."""
 
     dataset: str = ""
     trained_s: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
 
     def costs(self) -> str:
         """What this call spent; nothing when everything was in the store."""
@@ -99,7 +106,7 @@ class Sweep(Player):
         for first in range(0, len(runs), together):
             group = runs[first : first + together]
             self._train(group, setting, report)
-            for run in group:
+            for run in (each for each in group if each.name not in report.failed):
                 wanted = self._wanted(run, artifacts.checkpoints(self.store, run.id), trials)
                 report.results += wanted
                 self.play([result.wanted for result in wanted], report, run.name)
@@ -121,7 +128,31 @@ class Sweep(Player):
             self._collect(setting)
             for run in left:
                 self.say(f"{run.name}: training run {run.id}")
-            report.trained_s += ensure_trained(setting, *left)
+            self._train_or_note(left, setting, report)
+
+    def _train_or_note(self, runs: Sequence[Training], setting: Setting, report: Report) -> None:
+        """What ends one run's training ends no other's: a group that broke is tried one by one."""
+        error = self._broken(runs, setting, report)
+        if error is not None and len(runs) > 1:
+            for run in runs:
+                self._train_or_note([run], setting, report)
+        elif error is not None:
+            report.failed[runs[0].name] = training.brief(error)
+            self.say(f"{runs[0].name}: not trained: {training.brief(error)}")
+
+    def _broken(
+        self, runs: Sequence[Training], setting: Setting, report: Report
+    ) -> Exception | None:
+        watch = Watch()
+        try:
+            ensure_trained(setting, *runs, watch=watch)
+        except EVERYBODYS:
+            raise
+        except Exception as error:
+            return error
+        finally:
+            report.trained_s += watch.seconds
+        return None
 
     def _collect(self, setting: Setting) -> None:
         if not artifacts.dataset_exists(self.store, setting.dataset):

@@ -41,6 +41,9 @@ class Science(Judge, StageScience, Protocol):
     @property
     def make_job(self) -> Callable[..., Any]: ...
     def stage_of(self, aux: str) -> Stage: ...
+    def require_fit(
+        self, names: Sequence[str], cluster: Cluster, presets: Mapping[str, Cluster]
+    ) -> None: ...
 
 
 class AnyRun(Protocol):

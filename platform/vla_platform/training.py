@@ -24,7 +24,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from vla_platform import artifacts, places
+from vla_platform import artifacts, places, room
 from vla_platform.cluster import Cluster
 from vla_platform.local import LocalDataset
 from vla_platform.store import Store, StoreError, StoreUnavailableError
@@ -84,8 +84,10 @@ def fit(train: Train, tasks: Sequence[Task], store: Store, cluster: Cluster) -> 
     """Train each task to its end, one after another in one group of workers.
 
     train: the loop, called in every worker with (job, sink). An error in `FINAL` is raised at
-    once; any other once `MAX_FAILURES` restarts in a row got no further.
+    once; any other once `MAX_FAILURES` restarts in a row got no further; PoolError when the nodes
+    have no room for a training and none is added.
     """
+    room.require(cluster)
     left, failures, before = list(tasks), 0, [-1]
     while left:
         try:
@@ -101,7 +103,7 @@ def fit(train: Train, tasks: Sequence[Task], store: Store, cluster: Cluster) -> 
             if failures > MAX_FAILURES:
                 raise
             left = [task for task, at in zip(tasks, reached, strict=True) if at < task.steps]
-            log.warning("%s; again from there: %s", _brief(reason), _places(tasks, reached))
+            log.warning("%s; again from there: %s", brief(reason), _places(tasks, reached))
 
 
 def _places(tasks: Sequence[Task], reached: Sequence[int]) -> str:
@@ -129,14 +131,11 @@ def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
 
 def _scaling(cluster: Cluster) -> ScalingConfig:
     low, high = cluster.workers
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
     return ScalingConfig(
         # Ray accepts (min, max) for elastic training, which its annotation does not say.
         num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
         use_gpu=bool(cluster.gpus_per_worker),
-        resources_per_worker=resources,
+        resources_per_worker=cluster.worker,
     )
 
 
@@ -150,7 +149,8 @@ def _reason(failure: TrainingFailedError) -> BaseException:
     return next((error for error in reasons if isinstance(error, FINAL)), reasons[0])
 
 
-def _brief(reason: BaseException) -> str:
+def brief(reason: BaseException) -> str:
+    """An error in one line."""
     lines = str(reason).strip().splitlines() or [""]
     return f"{type(reason).__name__}: {lines[0][:200]}"
 

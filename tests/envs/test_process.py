@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,13 @@ import pytest
 
 from envs import tabletop
 from envs.child import ROOT
-from envs.process import SimulatorDied, SimulatorMissing, SimulatorProcess, interpreter_for
+from envs.process import (
+    SimulatorDied,
+    SimulatorMissing,
+    SimulatorProcess,
+    interpreter_for,
+    require_interpreters,
+)
 from tests.envs.fake_simulator import ROW
 
 ACTIONS = np.ones((4, 7), np.float32)
@@ -144,6 +151,17 @@ def test_a_missing_interpreter_says_what_to_do(monkeypatch, tmp_path):
         interpreter_for("dot")
     monkeypatch.setenv("VLA_LIBERO_PYTHON", sys.executable)
     assert interpreter_for("libero") == sys.executable
+
+
+def test_all_missing_interpreters_are_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLA_HOME", str(tmp_path))
+    for name in ("LIBERO", "CALVIN"):
+        monkeypatch.delenv(f"VLA_{name}_PYTHON", raising=False)
+    monkeypatch.setenv("VLA_SIMPLER_PYTHON", sys.executable)
+    require_interpreters(["simpler", "tabletop"])
+    with pytest.raises(SimulatorMissing) as missing:
+        require_interpreters(["libero", "tabletop", "calvin", "simpler", "libero"])
+    assert re.findall(r"`make (\w+)`", str(missing.value)) == ["libero", "calvin"]
 
 
 def test_a_child_is_given_no_secret(monkeypatch):

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from envs.benchmarks import benchmark
+from tests import printed
 from tests.dashboards.builder import Builder, share
 from vlm4vla.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
+
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 
 def section(title):
@@ -153,15 +156,50 @@ def test_a_change_that_no_longer_fits_is_noticed(tree):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_files_and_targets_that_exist(page):
+def test_pages_name_files_that_exist(page):
     text = page.read_text()
-    targets = set(re.findall(r"^([\w -]+):(?!=)", (ROOT / "Makefile").read_text(), re.M))
-    known = {name for line in targets for name in line.split()}
-    lists = (ROOT / "infra" / "simulators").glob("requirements-*.txt")
-    known |= {path.stem.removeprefix("requirements-") for path in lists} | {"dot"}
-    for target in re.findall(r"`make ([a-z-]+)", text):
-        assert target in known, f"{page.name}: make {target}"
     named = r"(?<![\w/.-])((?:infra|docs|jobs|tests|vlm4vla|envs|platform)/[\w./-]+\.\w+)"
     for path in re.findall(named, text):
         exists = (ROOT / path).exists() or "NAME" in path or "dot" in path
         assert exists, f"{page.name}: {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_pages_can_be_typed(page):
+    wrong = {command: printed.problems(command) for command in printed.of_page(page.read_text())}
+    # A section's commands run after its changes to the tree.
+    wrong = {command: what for command, what in wrong.items() if what and "dot" not in command}
+    assert not wrong
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_commands_of_jobs_can_be_typed(job):
+    commands = list(printed.of_job(job))
+    assert [(each, what) for each in commands if (what := printed.problems(each))] == []
+
+
+def test_every_job_that_trains_takes_the_cluster_s_flags():
+    training = [job.stem for job in JOBS if "--preset" in printed.flags(job.stem)]
+    training = [job for job in training if job not in ("evaluate", "feature_similarity")]
+    assert len(training) == 7
+    for job in training:
+        assert {"--workers", "--gpu-gb"} <= printed.flags(job), job
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("jobs/evaluate.py --policy x", "not a program: jobs/evaluate.py"),
+        ("python -m vlm4vla.planner x", "not a program: python"),
+        (".venv/bin/python jobs/evalute.py", "nothing to run: jobs/evalute.py"),
+        (".venv/bin/python -m vlm4vla.planer x", "nothing to run: -m vlm4vla.planer"),
+        ("make librero", "no target librero"),
+        (".venv/bin/python jobs/study.py --tabels 1", "jobs/study.py has no --tabels"),
+        ('make submit JOB=jobs/study.py ARGS="--presets cluster"', "has no --presets"),
+        ("sbatch --nodes=4 x.sbatch jobs/study.py --concurent 4", "has no --concurent"),
+    ],
+)
+def test_a_command_that_cannot_be_typed_is_noticed(command, said):
+    page = f"Text:\n\n```\n{command}  # why\n\noutput\n```\n"
+    for found in (printed.of_page(page), printed.of_page(f"Type `{command}` there.")):
+        assert said in printed.problems(*found)[0]

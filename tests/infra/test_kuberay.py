@@ -15,6 +15,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from vla_platform import room
 from vla_platform.cluster import CLUSTERS
 
 KUBERAY = Path(__file__).resolve().parents[2] / "infra" / "kuberay"
@@ -164,22 +165,37 @@ def test_a_typo_is_caught(kind, path, name, typo):
 
 @pytest.mark.parametrize(("folder", "nodes"), [("gpu-1x8", 1), ("gpu-4x8", 4), ("cpu", 0)])
 def test_overlays_have_the_gpus_of_their_names(folder, nodes):
+    assert len(training_nodes(folder)) == nodes
+    assert all(node["GPU"] == 8 for node in training_nodes(folder))
+
+
+def training_nodes(folder):
+    """Ray's resources of each."""
     groups = of_kind("RayCluster", documents(f"overlays/{folder}"))["spec"]["workerGroupSpecs"]
-    training = [group for group in groups if group["groupName"] == "training"]
-    assert sum(group["replicas"] for group in training) == nodes
-    for group in training:
-        requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-        assert requests["nvidia.com/gpu"] == "8"
-        assert int(requests["cpu"]) >= 8 * CLUSTERS["cluster"].cpus_per_worker
-    assert bool(training) == bool(nodes)
+    found = [group for group in groups if group["groupName"] == "training"]
+    asked = [(g, g["template"]["spec"]["containers"][0]["resources"]["requests"]) for g in found]
+    names = {"CPU": "cpu", "GPU": "nvidia.com/gpu"}
+    return [
+        {name: float(requests[key]) for name, key in names.items()}
+        for group, requests in asked
+        for _ in range(group["replicas"])
+    ]
 
 
-@pytest.mark.parametrize(("preset", "nodes"), [("cluster", 1), ("4x8-a100", 4)])
-def test_the_largest_training_leaves_its_rollouts_their_gpus(preset, nodes):
-    """A study plays checkpoints while their training goes on: a replica must find a GPU free."""
-    cluster = CLUSTERS[preset]
-    taken = cluster.workers[1] * cluster.gpus_per_worker + cluster.replicas * cluster.gpu_share
-    assert taken <= 8 * nodes
+ON = {"workstation": "gpu-1x8", "cluster": "gpu-1x8", "4x8-a100": "gpu-4x8"}
+"""Preset -> the smallest overlay that has its GPUs."""
+
+
+@pytest.mark.parametrize("preset", [name for name, c in CLUSTERS.items() if c.gpus_per_worker])
+def test_a_preset_s_largest_training_fits_its_overlay_beside_rollouts(preset):
+    """A study plays checkpoints while their training goes on: a replica must find a GPU free, and
+    each node room for a host of simulators."""
+    cluster, nodes = CLUSTERS[preset], training_nodes(ON[preset])
+    beside = [{**node, "CPU": node["CPU"] - cluster.simulator_cores} for node in nodes]
+    gpus = sum(node["GPU"] for node in nodes)
+    assert room.workers(cluster, beside) == min(gpus, 8 * len(nodes))
+    assert room.workers(cluster, beside) >= cluster.workers[1]
+    assert cluster.training_gpus + cluster.replicas * cluster.gpu_share <= gpus
 
 
 def test_ray_is_the_installed_version_and_asks_for_a_token():
@@ -223,11 +239,23 @@ def test_draining_ends_before_the_pod_is_killed():
             assert grace < int(drain) < spec["terminationGracePeriodSeconds"]
 
 
-@pytest.mark.parametrize("simulator", ["calvin", "simpler"])
-def test_a_component_puts_another_simulator_on_every_node(tmp_path, simulator):
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_the_image_of_all_nodes_and_jobs_is_named_once(tmp_path, folder):
+    """Another registry, and one simulator instead of the study's three: one file changes."""
     shutil.copytree(KUBERAY, tmp_path / "kuberay")
-    overlay = tmp_path / "kuberay" / "overlays" / "gpu-1x8"
-    with (overlay / "kustomization.yaml").open("a") as file:
-        file.write(f"components: [../../simulators/{simulator}]\n")
-    images = {container["image"] for _, container in containers(documents(overlay))}
-    assert images == {f"registry.example.org/vla/vla-{simulator}:0.1.0"}
+    image = tmp_path / "kuberay" / "image" / "kustomization.yaml"
+    text = image.read_text()
+    assert text.count("registry.example.org/vla/vla-study") == 1
+    image.write_text(text.replace("registry.example.org/vla/vla-study", "ghcr.io/lab/vla-calvin"))
+    found = documents(tmp_path / "kuberay" / folder)
+    assert {container["image"] for _, container in containers(found)} == {
+        "ghcr.io/lab/vla-calvin:0.1.0"
+    }
+    assert "registry.example.org" not in yaml.safe_dump_all(found)
+
+
+def test_the_study_s_image_is_one_that_is_built():
+    (image,) = {container["image"] for _, container in containers(documents("job"))}
+    bake = (KUBERAY.parent / "images" / "docker-bake.hcl").read_text()
+    name = image.rpartition("/")[2].partition(":")[0]
+    assert f'["${{REGISTRY}}{name}:${{VERSION}}"]' in bake

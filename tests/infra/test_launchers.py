@@ -63,7 +63,8 @@ def test_the_launchers_nodes_suit_the_cluster():
     assert types["head"]["resources"]["CPU"] == 0
     assert found["max_workers"] == sum(t.get("max_workers", 0) for t in types.values())
     training = types["training"]["resources"]
-    assert training["CPU"] >= training["GPU"] * cluster.cpus_per_worker
+    for preset in CLUSTERS.values():
+        assert training["CPU"] >= training["GPU"] * preset.cpus_per_worker
     assert types["simulators"]["max_workers"] == cluster.hosts
     assert "--env NVIDIA_VISIBLE_DEVICES=all" in found["docker"]["run_options"]
     commands = found["head_start_ray_commands"] + found["worker_start_ray_commands"]
@@ -117,6 +118,8 @@ def test_the_platforms_image_has_what_rays_launcher_and_kuberay_call_in_it():
 def test_what_an_image_copies_exists_and_holds_every_simulator():
     bake = (INFRA / "images" / "docker-bake.hcl").read_text()
     assert json.loads(re.search(r"simulator = (\[.*?\])", bake).group(1)) == list(SIMULATORS)
+    study = re.search(r'target "study" {.*?SIMULATORS = "(.*?)"', bake, re.S).group(1)
+    assert study.split() == list(SIMULATORS)
     for name in SIMULATORS:
         for kind in ("requirements", "system"):
             assert (INFRA / "simulators" / f"{kind}-{name}.txt").exists()

@@ -46,7 +46,7 @@ NodeName={b} NodeAddr=10.77.43.2 CPUs=2 RealMemory=4000 Gres=gpu:8
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 JOB = """
-import pathlib, signal, socket, sys, time
+import os, pathlib, signal, socket, sys, time
 import ray
 
 ray.init()
@@ -56,6 +56,8 @@ here = ray.remote(lambda: socket.gethostname())
 for node in alive:
     place = {f"node:{node['NodeManagerAddress']}": 0.01}
     print("node", ray.get(here.options(resources=place).remote()), flush=True)
+    cache = ray.remote(lambda: os.environ["VLA_CACHE"]).options(resources=place)
+    print("cache", ray.get(cache.remote()), flush=True)
 
 def told(*_):
     print("told to go", flush=True)
@@ -178,5 +180,6 @@ def test_the_script_spans_the_nodes_and_continues_after_a_notice(slurm: Slurm):
     assert slurm.job(number, "Restarts") == "1"
     assert text.count("told to go") == text.count("the end") == 1
     assert all(text.count(f"node {name}") == 2 for name in slurm.names), text
+    assert text.count(f"cache {tempfile.gettempdir()}/vla-cache-") == 4, text
     assert not token.exists()
     wait_for(lambda: not any(map(raylets, slurm.names)), 30, "Ray's end")

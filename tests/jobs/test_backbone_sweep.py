@@ -64,6 +64,12 @@ def test_a_second_sweep_reads_what_the_first_did(tmp_path):
         (["--store", "s3://bucket/x?endpoint=http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--store", "ftp://host/x"], "scheme 'ftp'"),
         (["--benchmark", "libero_object"], "make libero"),
+        (["--preset", "cluster", "--backbones", "qwen3vl-30b-a3b"], "make libero"),
+        (
+            [*("--preset", "cluster", "--benchmark", "tabletop", "--backbones"), "qwen3vl-30b-a3b"],
+            "--preset 4x8-a100",
+        ),
+        (["--preset", "4x8-a100", "--benchmark", "tabletop", "--gpu-gb", "5"], "kosmos-2 takes"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys, arguments, said):

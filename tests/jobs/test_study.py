@@ -1,10 +1,12 @@
 """The dry run as a user starts it."""
 
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from vla_platform import artifacts
@@ -105,12 +107,49 @@ def test_tables_show_what_has_a_score_and_its_policy(tmp_path, monkeypatch, caps
     assert "not scored" in unscored
 
 
+def test_dry_run_of_some_benchmarks(tmp_path, monkeypatch):
+    out = tmp_path / "plan.json"
+    table = ("--dry-run", "--tables", "2", "6", "--json", out)
+    assert study(monkeypatch, tmp_path / "store", *table, "--benchmarks", "libero_10") == 0
+    made = json.loads(out.read_text())
+    assert {row["benchmark"] for row in made["rows"]} == {"libero_10"}
+    assert (made["tables"]["table2"]["entries"], made["tables"]["table6"]["entries"]) == (9, 0)
+
+
+def test_what_the_gpus_cannot_hold_is_left_out_unless_it_is_stored(capsys):
+    job = runpy.run_path(str(ROOT / "jobs" / "study.py"), run_name="study")
+    small, large, done = (
+        Run(name, "calvin", seed=seed)
+        for name, seed in (("kosmos-2", 0), ("qwen3vl-30b-a3b", 0), ("qwen3vl-30b-a3b", 1))
+    )
+    standings = {small: None, large: None, done: "a score"}
+    study = SimpleNamespace(cluster=CLUSTERS["cluster"], standings=lambda runs: standings)
+    assert job["without_too_large"](study, [small, large, done]) == [small, done]
+    assert "left out, too large" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"), [([], ["simpler", "libero"]), (["--benchmarks", "libero_10"], ["libero"])]
+)
+def test_missing_simulators_are_named_together_before_anything_runs(
+    tmp_path, monkeypatch, capsys, chosen, named
+):
+    monkeypatch.setenv("VLA_HOME", str(tmp_path))
+    flags = ("--preset", "cluster", "--tables", "2", *chosen)
+    assert study(monkeypatch, tmp_path / "store", *flags) == 2
+    said = capsys.readouterr()
+    assert re.findall(r"`make (\w+)`", said.err) == named
+    assert "not scored yet" not in said.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--dry-run", "--tables", "tabel5"], "Did you mean 'table5'"),
         (["--dry-run", "--tables", "9"], "nothing is trained"),
         (["--error", "1.5"], "not between 0 and 1"),
+        (["--tables", "1", "--benchmarks", "simpler"], "nothing in these tables is on simpler"),
+        (["--workers", "4", "2"], "--workers 4 2: the first is the fewest"),
         (["--dry-run", "--store", "ftp://host/x"], "scheme 'ftp'"),
     ],
 )

@@ -217,6 +217,15 @@ def test_what_asha_stopped_is_not_called_unfinished(tmp_path, capsys):
     assert concluded(3, False) == unfinished
 
 
+def test_a_study_refuses_what_its_gpus_cannot_hold_before_it_starts(tmp_path):
+    said = []
+    study = Study(open_store(str(tmp_path)), CLUSTERS["cluster"], science, said.append)
+    run = Run("qwen3vl-30b-a3b", "tabletop")
+    with pytest.raises(ValueError, match="take --preset 4x8-a100"):
+        study.score([run], Search("lr", SPACE), lambda config: run)
+    assert not said
+
+
 def test_tunes_state_lies_beside_the_rows(tmp_path):
     assert folder(open_store(str(tmp_path))) == f"{tmp_path}/tune"
     assert folder(open_store("s3://bucket/a/b?endpoint=http://127.0.0.1:9")) == "bucket/a/b/tune"
