@@ -21,6 +21,7 @@ from vla_platform.store import Store, open_store
 from vla_platform.study import Study, standing_text
 from vla_platform.tables import aligned
 
+from envs.benchmarks import benchmark
 from vlm4vla import cost, fits, laptop, science
 from vlm4vla.run import Run
 from vlm4vla.stages import stage_of
@@ -50,6 +51,7 @@ def arguments() -> cli.argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    args.benchmarks = [benchmark(name).name for name in args.benchmarks]
     chosen = tuple(choose(args.tables))
     return dry_run(args, chosen) if args.dry_run else run(args, chosen)
 
