@@ -131,6 +131,8 @@ def _tiny(stage: AuxStage) -> AuxStage:
         weights=None,
         draws=_CHOICE if stage.draws else None,
         decoder="regression",
+        # At 56 most of a step would be the decoder's convolutions.
+        map_px=28 if stage.draws else stage.map_px,
         steps=steps,
         batch=64,
         lr=lr,
