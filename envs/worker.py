@@ -39,11 +39,26 @@ _PR_SET_PDEATHSIG = 1
 
 def load_adapter(simulator: str, benchmark: Benchmark) -> Any:
     """The adapter of a simulator, constructed with its benchmark row."""
+    return _adapter_class(simulator)(benchmark)
+
+
+def _adapter_class(simulator: str) -> Any:
     path = simulator if ":" in simulator else SIMULATORS.get(simulator)
     if path is None:
         raise did_you_mean("simulator", simulator, SIMULATORS)
     module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)(benchmark)
+    return getattr(importlib.import_module(module), name)
+
+
+def has_expert(simulator: str) -> bool:
+    """Whether a simulator has a scripted expert, without starting it.
+
+    True as well for an adapter that its own interpreter alone can import: it is asked later.
+    """
+    try:
+        return hasattr(_adapter_class(simulator), "demonstrate")
+    except ImportError:
+        return True
 
 
 def benchmark_of(data: Mapping[str, Any]) -> Benchmark:

@@ -13,6 +13,7 @@ import ray
 from envs.api import Benchmark, Demonstration
 from envs.hashing import stable_hash
 from envs.process import SimulatorProcess
+from envs.worker import has_expert
 from vla_platform import artifacts
 from vla_platform.prepare import note_key, results
 from vla_platform.store import Store
@@ -40,7 +41,15 @@ class Demonstrations:
     def of(
         row: Benchmark, tasks: Sequence[str], each: int | None = None, seed: int = 0
     ) -> Demonstrations:
-        """`each` per task, or as many as the benchmark's row says."""
+        """`each` per task, or as many as the benchmark's row says.
+
+        ValueError for a benchmark that has no expert.
+        """
+        if not has_expert(row.simulator):
+            raise ValueError(
+                f"{row.name} has no expert to show it: prepare its data with `jobs/prepare_data.py "
+                f"FORMAT PATH --name {row.dataset or 'NAME'}`, or pass --dataset ID of others"
+            )
         counts = tuple((task, each or row.demonstrations_of(task)) for task in tasks)
         return Demonstrations(counts, row.demonstrations_from, seed)
 

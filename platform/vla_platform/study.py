@@ -19,7 +19,7 @@ from vla_platform.stages import Stage
 from vla_platform.store import Store
 from vla_platform.trained import AnyRun, Science, Setting, data_of, training_of
 from vla_platform.trial import Trial
-from vla_platform.tuning import Objective, Search, figures, folder, search
+from vla_platform.tuning import Objective, Search, figures, search
 
 MakeRun = Callable[[Mapping[str, Any]], AnyRun]
 
@@ -31,6 +31,7 @@ class Study:
     states: initial states per task that choose; confirm: fresh ones per task for each winner;
     error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
     checkpoints: steps to score instead of those of the benchmark's recipe. within: see `Rules`.
+    dataset: id of the one to train on, where all runs are on one benchmark.
     """
 
     store: Store
@@ -43,17 +44,21 @@ class Study:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
     within: float | None = None
+    dataset: str | None = None
     _settings: dict[str, Setting] = field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
         """Of a benchmark: its published data where they are prepared, else an expert's."""
         if name not in self._settings:
+            if self.dataset and self._settings:
+                both = f"{next(iter(self._settings))} and {name}"
+                raise ValueError(f"--dataset is of one benchmark, these runs are on {both}")
             row = benchmark(name)
             if self.checkpoints:
                 recipe = dataclasses.replace(row.recipe, checkpoints=self.checkpoints)
                 row = dataclasses.replace(row, recipe=recipe)
+            data = data_of(self.store, row, row.tasks, chosen=self.dataset)
             fingerprint = evaluation.environment(Ledger(self.store), row)
-            data = data_of(self.store, row, row.tasks)
             self._settings[name] = Setting(
                 *(self.store, row, self.cluster, self.science, fingerprint, data),
                 *(self._rules(name), self.stages),
@@ -96,7 +101,7 @@ class Study:
         self.say(f"Ray dashboard: {session.connect() or 'none'}")
         completed = partial(_completed, self._settings, make_run)
         results = search(Objective(self._settings, completed), wanted)
-        where = f"{folder(self.store)}/{wanted.experiment}"
+        where = f"{self.store.url}/tune/{wanted.experiment}"
         self.say(f"Tune: {len(results)} trials, {results.num_errors} with errors, in {where}")
         for error in results.errors[:3]:
             self.say(f"error: {str(error).strip().splitlines()[-1]}")

@@ -131,12 +131,19 @@ class Setting:
 
 
 def data_of(
-    store: Store, row: Benchmark, tasks: Sequence[str], each: int | None = None
+    store: Store,
+    row: Benchmark,
+    tasks: Sequence[str],
+    each: int | None = None,
+    chosen: str | None = None,
 ) -> Demonstrations | str:
     """What to train on: published data where they are prepared, else an expert's.
 
-    each: tries per task, which ask for the expert's.
+    each: tries per task, which ask for the expert's. chosen: id of the dataset to train on
+    instead. ValueError where there is nothing, before anything is started.
     """
+    if chosen is not None:
+        return artifacts.require_dataset(store, chosen)
     published = artifacts.published_dataset(store, row.dataset) if each is None else None
     return published or Demonstrations.of(row, tasks, each)
 
@@ -209,8 +216,7 @@ def ensure_dataset(
     store, dataset, wanted = setting.store, setting.dataset, setting.data
     done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
     if isinstance(wanted, str):
-        if not done():
-            raise KeyError(f"dataset {dataset} is not complete in {store.url}: prepare it first")
+        artifacts.require_dataset(store, wanted)
         return
     for lease in turns(store, f"datasets/{dataset}", done):
         with lease:
