@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from envs.api import Benchmark, TrainingRecipe
-from vla_platform import artifacts, demos, stages, training
+from vla_platform import artifacts, demos, failures, stages, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Judge, Rules
@@ -185,12 +185,22 @@ def ensure_trained(setting: Setting, *runs: Training, watch: Watch | None = None
             mine = [run for run in mine if not trained(setting, run)]  # by who held it before
             if mine:
                 with watch:
-                    ensure_dataset(setting)
-                    tasks = [_task(setting, run) for run in mine]
-                    training.fit(setting.science.train, tasks, store, setting.cluster)
+                    _train(setting, mine)
         if not mine:
             time.sleep(POLL_S)
     return watch.seconds
+
+
+def _train(setting: Setting, runs: Sequence[Training]) -> None:
+    """Train the runs, of which the store keeps why the first did not come to its end."""
+    try:
+        ensure_dataset(setting)
+        tasks = [_task(setting, run) for run in runs]
+        training.fit(setting.science.train, tasks, setting.store, setting.cluster)
+    except Exception as error:
+        failed = next((run for run in runs if not trained(setting, run)), runs[-1])
+        failures.record(setting.store, failed.id, failed.name, error)
+        raise
 
 
 def _claimed(claimant: Claimant, held: ExitStack) -> bool:

@@ -15,7 +15,7 @@ from vla_platform.study import Study
 from vla_platform.study_cli import variance
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
-from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, search
+from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, results, search
 
 from envs.benchmarks import benchmark
 from vlm4vla import science
@@ -202,6 +202,20 @@ def test_chains_of_several_trainings_are_not_taken_for_coins():
     args = Namespace(seeds=2)
     said = variance(args, rows, outcomes, ("backbone", "seed"), across_trainings)
     assert said == "a: 60% [60, 60] over 2 trainings and their trials"
+
+
+def test_a_search_on_s3_is_read_back(s3_url, ray_cluster):
+    def train(config):
+        tune.report({"success": config["rate"], "gpu_hours": 1.0, "training": False, "run": "r"})
+
+    store = open_store(s3_url)
+    train.settings = {"tabletop": replace(setting("unused"), store=store)}
+    wanted = Search("lr", {"rate": tune.grid_search([0.5, 0.25])})
+    search(train, wanted)
+    table = results(store, wanted.experiment).get_dataframe()
+    assert sorted(table["success"]) == [0.25, 0.5] and set(table["run"]) == {"r"}
+    with pytest.raises(ValueError, match=f"Unknown search .*{wanted.experiment}"):
+        results(store, "lr")
 
 
 def test_tunes_state_lies_beside_the_rows(tmp_path):
