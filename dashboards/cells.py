@@ -91,6 +91,11 @@ class Cell:
         return dict(found)
 
 
+def last_line(text: str) -> str:
+    """Of an error with its trace, what says it."""
+    return (text.strip().splitlines() or [""])[-1]
+
+
 def tasks_of(table: pa.Table) -> tuple[Task, ...]:
     """Sums by task of rows."""
     sums = table.group_by("task", use_threads=False).aggregate(

@@ -24,6 +24,7 @@ from dashboards.cells import (
     Cell,
     Failure,
     Problem,
+    last_line,
     tasks_of,
 )
 
@@ -212,7 +213,7 @@ def _failure(data: bytes, finished: set[str]) -> Failure:
             str(entry["task"]),
             int(entry["initial_state"]),
             str(entry["cause"]),
-            str(entry["message"])[:400],
+            last_line(str(entry["message"]))[:400],
             key in finished,
         )
     except (KeyError, TypeError, ValueError):

@@ -6,7 +6,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +44,7 @@ class Run:
     checkpoints: weights digest by step. metrics: rows of the training by step, whatever
     columns it wrote. seconds: of wall clock between the first and the last of them.
     similarity: by reference, step, part and layer; () where it was not measured.
+    error: of its training's last failure, with its trace; "" once it is trained to its end.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Run:
     cells: tuple[Cell, ...]
     problems: tuple[Problem, ...] = ()
     similarity: tuple[Similarity, ...] = ()
+    error: str = ""
 
     @property
     def name(self) -> str:
@@ -120,6 +122,7 @@ class _Parts:
     metrics: list[str] = field(default_factory=list)
     similarity: list[str] = field(default_factory=list)
     stage: str = ""
+    error: str = ""
 
 
 def read_study(archive: Archive, known: Known | None = None) -> Study:
@@ -159,6 +162,8 @@ def _keys(archive: Archive) -> dict[str, _Parts]:
     for key in archive.list("metrics"):
         if key.endswith(".parquet"):
             found[key.split("/")[1]].metrics.append(key)
+        elif key.endswith("/error.json"):
+            found[key.split("/")[1]].error = key
     for key in archive.list("similarity"):
         found[key.split("/")[1]].similarity.append(key)
     return found
@@ -179,7 +184,17 @@ def _run(
     cells = [cell for digest in dict.fromkeys(checkpoints.values()) for cell in by_policy[digest]]
     metrics = _metrics(archive, parts.metrics, problems)
     similarity = tuple(sorted(_similarity(archive, parts.similarity, problems)))
-    return Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems), similarity)
+    made = Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems), similarity)
+    if parts.error and (made.steps is None or made.trained < made.steps):
+        return replace(made, error=_error(archive, parts.error))
+    return made
+
+
+def _error(archive: Archive, key: str) -> str:
+    try:
+        return str(json.loads(archive.get(key))["text"]).strip()
+    except (KeyError, TypeError, ValueError):
+        return f"{key} does not hold an error"
 
 
 def _config(archive: Archive, name: str, parts: _Parts, problems: list[Problem]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--init", choices=("pretrained", "scratch"), default="pretrained")
+    cli.add_dataset(parser)
     parser.add_argument(
         "--demonstrations", type=cli.positive, metavar="N", help="expert episodes per task"
     )
@@ -65,7 +66,7 @@ def main() -> int:
         POLICIES[kind].check(backbone(name))
     horizon = row.choose_horizon(args.horizon)
     store = cli.ready_store(args.store)
-    data = data_of(store, row, tasks, args.demonstrations)
+    data = data_of(store, row, tasks, args.demonstrations, args.dataset)
     trials = Trials(
         tasks,
         args.trials or row.trials,

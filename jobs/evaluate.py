@@ -32,7 +32,11 @@ MODES = {"own": OWN, "wrong": WRONG_WORD}
 
 def arguments() -> cli.argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--policy", nargs="+", required=True, metavar="NAME")
+    parser.add_argument(
+        "--policy", nargs="+", required=True, metavar="NAME",
+        help="RUN, RUN@STEP or RUN@all of the store, an exported FOLDER, hf:ORG/NAME, "
+        "ws://HOST:PORT, or a file that the authors released",
+    )  # fmt: skip
     parser.add_argument("--benchmark", nargs="+", metavar="NAME", help="default: the policy's own")
     parser.add_argument("--horizons", nargs="+", type=int, metavar="K", help="default: half")
     parser.add_argument("--instruction", choices=MODES, default="own", help="wrong: the control")
@@ -48,10 +52,15 @@ def arguments() -> cli.argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--preset", choices=CLUSTERS, default="laptop", help="the cluster's scale")
     released = parser.add_argument_group("the authors' released files")
-    released.add_argument("--backbone", metavar="NAME", help="the backbone of a released file")
+    released.add_argument(
+        "--backbone", metavar="NAME", help="the backbone of a released file; say --benchmark too"
+    )
     released.add_argument("--statistics", type=Path, help="JSON of its training data's actions")
     server = parser.add_argument_group("policy servers")
-    server.add_argument("--adapter", choices=ADAPTERS, default="observation", help="how to ask")
+    server.add_argument(
+        "--adapter", choices=ADAPTERS, default="observation", metavar="HOW",
+        help="how to ask: " + "; ".join(f"{name}: {how.about}" for name, how in ADAPTERS.items()),
+    )  # fmt: skip
     server.add_argument("--actions", default="", metavar="BENCHMARK", help="whose units it answers")
     server.add_argument("--evaluation", default="", metavar="NAME", help="continue this evaluation")
     return parser.parse_args()
@@ -94,7 +103,9 @@ def unpacked(name: str, args: cli.argparse.Namespace) -> str:
         return name
     from vlm4vla.released import released_policy  # torch: only for such a file
 
-    [benchmark_name] = args.benchmark or [""]
+    if len(args.benchmark or ()) != 1:
+        raise ValueError(f"{name}: say with --benchmark NAME, one, whose actions this file answers")
+    [benchmark_name] = args.benchmark
     folder = places.cache() / "released" / f"{Path(name).stem}-{args.backbone}-{benchmark_name}"
     released_policy(args.backbone, benchmark(benchmark_name), Path(name), folder, args.statistics)
     return str(folder)

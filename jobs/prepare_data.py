@@ -1,8 +1,8 @@
 """Prepare published demonstrations for training: any format to shards in the store.
 
-.venv/bin/python jobs/prepare_data.py calvin /data/task_ABC_D
+.venv/bin/python jobs/prepare_data.py calvin /data/task_ABC_D --name calvin_abc_d
 .venv/bin/python jobs/prepare_data.py libero /data/libero_10 --no-noops --name libero_10_no_noops
-.venv/bin/python jobs/prepare_data.py rlds /data/bridge_orig/1.0.0 --image jpeg --skip-bad
+.venv/bin/python jobs/prepare_data.py rlds /data/bridge/1.0.0 --name bridge_orig --skip-bad
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from vla_platform import artifacts, cli, prepare, session
 from vla_platform.progress import Meter
 from vla_platform.store import Store
 
+from envs.benchmarks import BENCHMARKS
 from vlm4vla.data.dataset import Manifest
 from vlm4vla.data.frames import ENCODINGS
 from vlm4vla.data.prepare import FORMATS, GRIPPERS, Options, Preparation, open_source
@@ -22,7 +23,7 @@ def arguments() -> cli.argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("format", help=", ".join(FORMATS))
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or a folder")
-    parser.add_argument("--name", help="the dataset's name; the format if absent")
+    parser.add_argument("--name", help="by which benchmarks find it; the format if absent")
     parser.add_argument("--px", type=cli.positive, default=224, help="side of the stored frames")
     parser.add_argument("--image", choices=ENCODINGS, default="png", help="png is exact")
     parser.add_argument("--per-shard", type=cli.positive, default=16, help="episodes in a shard")
@@ -62,6 +63,19 @@ def prepared(store: Store, work: Preparation) -> Manifest:
         return prepare.prepare(store, work, lambda done, all_: meter.show(done, all_, "shards"))
 
 
+def used_by(work: Preparation) -> str:
+    """Which benchmarks train on the data by their name, or what else there is to do."""
+    rows = [row for row in BENCHMARKS.values() if row.dataset]
+    found = [row.name for row in rows if row.dataset == work.name]
+    if found:
+        return f"{', '.join(found)} trains on it"
+    known = ", ".join(sorted({row.dataset for row in rows}))
+    return (
+        f"no benchmark trains on {work.name} of itself: pass --dataset {work.id} to jobs that "
+        f"train, or prepare it again with one of their names as --name: {known}"
+    )
+
+
 def main() -> int:
     args = arguments()
     store, work = cli.ready_store(args.store), preparation(args)
@@ -70,7 +84,7 @@ def main() -> int:
         print(f"skipped {why}")
     counts = {"episodes": manifest.episodes, "frames": manifest.frames}
     print(f"{counts['episodes']} episodes, {counts['frames']} frames: {manifest.source}")
-    print(f"{store.url}: datasets/{work.id}")
+    print(f"{store.url}: datasets/{work.id}\n{used_by(work)}")
     skipped = {"skipped": list(manifest.skipped)}
     cli.write_json(args.json, [{"dataset": work.id, **counts, **skipped}])
     return 0

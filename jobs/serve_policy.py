@@ -1,6 +1,7 @@
 """Serve a policy by openpi's protocol, so that robots and other harnesses can ask it.
 
-    .venv/bin/python jobs/serve_policy.py --policy FOLDER --port 8000
+    .venv/bin/python jobs/serve_policy.py --policy RUN --port 8000
+    .venv/bin/python jobs/serve_policy.py --policy exported/
     .venv/bin/python jobs/serve_policy.py --backbone tiny-qwen3vl-2b     (untrained, to try it)
 
 Clients send {"image": uint8 [H, W, 3], "prompt": text} and get {"actions": float32 [k, 7]};
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from vla_platform import artifacts, cli
+from vla_platform.candidates import policy_files
 from vla_platform.serving import LOOPBACK, TOKEN, PolicyServer, check_address
+from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
 from vlm4vla.backbones import backbone
@@ -25,13 +27,12 @@ from vlm4vla.run import POLICY_KINDS, Run
 
 
 def arguments() -> cli.argparse.Namespace:
-    parser = cli.argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=cli.HelpFormatter,
-        epilog=f"Clients must show the token in {TOKEN}, where that is set.",
-    )
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.epilog = f"Clients must show the token in {TOKEN}, where that is set."
     served = parser.add_mutually_exclusive_group(required=True)
-    served.add_argument("--policy", type=Path, help="folder of policy.safetensors and policy.json")
+    served.add_argument(
+        "--policy", metavar="NAME", help="RUN or RUN@STEP of the store, a FOLDER, hf:ORG/NAME"
+    )
     served.add_argument("--backbone", help="serve this one untrained")
     parser.add_argument("--kind", choices=POLICY_KINDS, default=POLICY_KINDS[0], help="its policy")
     parser.add_argument("--benchmark", default="tabletop", help="units and chunk of --backbone")
@@ -42,7 +43,6 @@ def arguments() -> cli.argparse.Namespace:
         "--horizon", type=cli.positive, help="actions of a chunk for vla-eval (default: half)"
     )
     parser.add_argument("--threads", type=cli.positive, default=os.cpu_count(), help="of the model")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the address here")
     return parser.parse_args()
 
 
@@ -50,7 +50,7 @@ def main() -> int:
     args = arguments()
     token = os.environ.get(TOKEN) or None
     check_address(args.host, token)
-    policy, identity = trained(args.policy) if args.policy else untrained(args)
+    policy, identity = trained(args.policy, args.store) if args.policy else untrained(args)
     declared = {
         "policy": identity,
         "backbone": policy.row.name,
@@ -67,13 +67,16 @@ def main() -> int:
     return 0
 
 
-def trained(folder: Path) -> tuple[VlmPolicy, str]:
-    return load_policy(folder), artifacts.file_digest(folder / artifacts.WEIGHTS)
+def trained(name: str, store: str) -> tuple[VlmPolicy, str]:
+    """The policy and its identity, the sha256 of its weights."""
+    weights, description = policy_files(name, open_store(store))
+    policy = load_policy(weights.parent, description.name, weights.name)
+    return policy, artifacts.file_digest(weights)
 
 
 def untrained(args: Any) -> tuple[VlmPolicy, str]:
     row = benchmark(args.benchmark)
-    run = Run(backbone(args.backbone).name, row.name, policy=args.kind)
+    run = Run(backbone(args.backbone).name, row.name, policy=args.kind, seed=args.seed)
     overrides = row.recipe.overrides
     policy = build_policy(run, row.chunk, overrides=overrides, action_spec=row.action_spec)
     return policy.eval(), f"untrained-{run.id(row)}"

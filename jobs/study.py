@@ -131,7 +131,8 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks)
     found = on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
     runs = [entry.run for entry in found if entry.run is not None]
-    missing = needs.lacking(store, [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs])
+    starts = [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs]
+    missing = needs.lacking(store, starts, args.dataset)
     if args.json:
         told = {**plan.as_json(), "missing": missing}
         args.json.write_text(json.dumps(told, indent=1) + "\n")

@@ -29,9 +29,7 @@ def arguments() -> cli.argparse.Namespace:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--backbone", required=True, help="a row of the backbone table")
     parser.add_argument("--benchmark", default="tabletop", help="tabletop, libero_10, calvin, …")
-    parser.add_argument(
-        "--dataset", metavar="ID", help="in the store; else published data, else an expert's"
-    )
+    cli.add_dataset(parser)
     parser.add_argument("--demonstrations", type=cli.positive, metavar="N", help="tries per task")
     parser.add_argument("--steps", type=cli.positive, help="training steps instead of the recipe's")
     parser.add_argument("--batch", type=cli.positive, help="global batch instead of the recipe's")
@@ -57,7 +55,7 @@ def main() -> int:
     name, row = backbone(args.backbone).name, benchmark(args.benchmark)
     POLICIES[args.policy].check(backbone(name))
     store = cli.ready_store(args.store)
-    data = args.dataset or data_of(store, row, row.tasks, args.demonstrations)
+    data = data_of(store, row, row.tasks, args.demonstrations, args.dataset)
     # What an expert collects depends on the simulator; prepared demonstrations do not.
     fingerprint = "" if isinstance(data, str) else evaluation.environment(Ledger(store), row)
     rules = Rules(row.tasks, row.trials, row.horizons)

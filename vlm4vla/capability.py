@@ -77,12 +77,12 @@ def parse(text: str) -> list[Score]:
 
 
 def family(backbone: str) -> str:
-    """The key of SUITES for a backbone, tiny ones included; KeyError when there is none."""
+    """The key of SUITES for a backbone, tiny ones included; ValueError when there is none."""
     name = backbone.removeprefix("tiny-")
     for key in SUITES:
         if name.startswith(key):
             return key
-    raise KeyError(f"A.4 names no benchmarks for {name}: add a suite for its family")
+    raise ValueError(f"A.4 names no benchmarks for {name}: add a suite for its family")
 
 
 def capability(

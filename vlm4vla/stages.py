@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from envs.api import did_you_mean
 from envs.hashing import stable_hash
 from vlm4vla.aux.datasets import DATASETS, VqaDataset, dataset
 
@@ -155,9 +156,11 @@ def tiny_stage(name: str) -> AuxStage:
 
 
 def stage_of(aux: str) -> AuxStage:
-    """The stage with this id; KeyError when no row has it."""
-    rows = (*STAGES.values(), *TINY_STAGES.values())
-    return {stage.id: stage for stage in rows}[aux]
+    """The stage with this id; ValueError when no row has it."""
+    known = {stage.id: stage for stage in (*STAGES.values(), *TINY_STAGES.values())}
+    if aux not in known:
+        raise did_you_mean("auxiliary stage", aux, known)
+    return known[aux]
 
 
 def variants(

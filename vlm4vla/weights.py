@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from vlm4vla.backbones import Backbone
 from vlm4vla.families import family_of
+from vlm4vla.sources import remedy, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,18 @@ def pretrained(
 ) -> PreTrainedModel:
     """The row's vision-language model with pretrained weights, as `dtype`.
 
-    source: a local folder (or, for tiny rows, a file) instead of the hub (the package).
+    source: a local folder (or, for tiny rows, a file) instead of `source_of` (the package).
     FileNotFoundError names what is missing and the remedy.
     """
     if row.tiny:
         return _tiny_pretrained(row, Path(source) if source else tiny_file(row), dtype)
+    source = str(source or source_of(row))
     try:
-        return family_of(row).load(row, str(source or row.hub_id), dtype)
+        return family_of(row).load(row, source, dtype)
     except OSError as error:
         raise FileNotFoundError(
-            f"no weights for {row.name!r}: {source or row.hub_id} cannot be read ({error}). "
-            f"Download {row.hub_id} and pass its folder, or train with init='scratch'."
+            f"no weights for {row.name!r}: {source} cannot be read ({error}). {remedy(row)}, or "
+            "train with init='scratch'."
         ) from error
 
 

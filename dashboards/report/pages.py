@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.cells import BROKEN, COMPLETE, UNFINISHED, Cell, span
+from dashboards.cells import BROKEN, COMPLETE, UNFINISHED, Cell, last_line, span
 from dashboards.report.entries import TableView
 from dashboards.report.figures import how
 from dashboards.report.scores import OWN, RunScore, conditions, outcomes
@@ -226,6 +226,9 @@ def problems(study: Study, scores: Sequence[RunScore], views: Sequence[TableView
         for f in cell.failures
         if not f.finished
     ]
+    untrained = [
+        (r.id, r.name, r.benchmark, r.status, last_line(r.error)) for r in study.runs if r.error
+    ]
     retried = [
         (f.task, f.initial_state, f.cause, f.message, cell.id)
         for cell in cells
@@ -256,6 +259,7 @@ def problems(study: Study, scores: Sequence[RunScore], views: Sequence[TableView
     ]
     return [
         _part("Broken", _BROKEN, ("stored object", "reason"), broken),
+        _part("Failed trainings", _UNTRAINED, _RUN, untrained),
         _part("Failed episodes", _FAILED, _FAILURE, failures),
         _part("Unfinished cells", _UNFINISHED, _CELL, unfinished),
         _part("Runs without a result", _WAITING, _RUN, [*waiting, *unscored]),
@@ -272,6 +276,7 @@ _BROKEN = (
     "Stored objects that cannot be trusted. Their cells have no score until they are moved away"
     " and played again."
 )
+_UNTRAINED = "Their last error; its trace is on the run's page. The same command tries them again."
 _FAILED = "Episodes of which only infrastructure errors are known: they have no outcome."
 _UNFINISHED = "Episodes were asked for that are not there, or the study still runs."
 _WAITING = "Trainings that have not led to a score."

@@ -23,7 +23,8 @@ def axis_angle_state(state: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One way of asking. image, prompt: keys of the main camera's frame and the instruction.
+    """One way of asking. about: whom, for `--help`. image, prompt: keys of the main camera's
+    frame and the instruction.
 
     views: extra camera -> its key. state: key of the proprioception, "" for none; state_form
     makes it what the policy was trained with. simulator_args: what the benchmark's simulator
@@ -31,6 +32,7 @@ class Adapter:
     when the server must declare them. dialect: the protocol, a row of `remote.DIALECTS`.
     """
 
+    about: str
     image: str
     prompt: str = "prompt"
     views: Mapping[str, str] = field(default_factory=dict)
@@ -42,9 +44,10 @@ class Adapter:
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "observation": Adapter(image="observation/image"),
-    "image": Adapter(image="image"),
+    "observation": Adapter("openpi's servers, one view", image="observation/image"),
+    "image": Adapter("the same under the key `image`", image="image"),
     "libero": Adapter(
+        "openpi's LIBERO policies, with wrist view and state",
         image="observation/image",
         views={"robot0_eye_in_hand": "observation/wrist_image"},
         state="observation/state",
@@ -52,8 +55,14 @@ ADAPTERS: dict[str, Adapter] = {
         simulator_args={"views": ["robot0_eye_in_hand"], "state": True},
         actions_of="libero_10",
     ),
-    "vla-eval": Adapter(image=vla_eval.CAMERA, prompt=vla_eval.TASK, dialect="vla-eval"),
+    "vla-eval": Adapter(
+        "that harness's model servers",
+        image=vla_eval.CAMERA,
+        prompt=vla_eval.TASK,
+        dialect="vla-eval",
+    ),
     "vla-eval-libero": Adapter(
+        "those, with wrist view and state",
         image=vla_eval.CAMERA,
         prompt=vla_eval.TASK,
         views={"robot0_eye_in_hand": vla_eval.WRIST},

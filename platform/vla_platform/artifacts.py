@@ -148,6 +148,18 @@ def dataset_exists(store: Store, dataset: str) -> bool:
     return store.exists(f"datasets/{dataset}/{MANIFEST}")
 
 
+def require_dataset(store: Store, dataset: str) -> str:
+    """The id, if that dataset is complete; otherwise ValueError with the ids that there are."""
+    if dataset_exists(store, dataset):
+        return dataset
+    found = [child.rstrip("/") for child in store.children("datasets")]
+    known = ", ".join(each for each in found if dataset_exists(store, each)) or "none"
+    raise ValueError(
+        f"dataset {dataset} is not complete in {store.url} (complete there: {known}): prepare it "
+        "with jobs/prepare_data.py"
+    )
+
+
 def published_dataset(store: Store, name: str) -> str | None:
     """Id of the complete dataset prepared under a name (`NAME-hash`), None when there is none.
 
@@ -158,7 +170,8 @@ def published_dataset(store: Store, name: str) -> str | None:
     found = [each for each in named if dataset_exists(store, each)]
     if len(found) > 1:
         raise ValueError(
-            f"{', '.join(found)} in {store.url} are all prepared {name}: keep the one to train on"
+            f"{', '.join(found)} in {store.url} are all prepared {name}: pass --dataset ID with "
+            "the one to train on"
         )
     return found[0] if found else None
 

@@ -101,17 +101,42 @@ def _fitting(name: str, checkpoint: Checkpoint, description: dict, row: Benchmar
     return Candidate(name, checkpoint, played, int(description["chunk"]), profile)
 
 
+def policy_files(text: str, store: Store) -> tuple[Path, Path]:
+    """Local files (weights, description) of the one policy that `text` names; servers are none.
+
+    Errors as those of `candidates`.
+    """
+    if outside := _folder(text):
+        return _layout(outside[1])
+    found = [checkpoint for _, checkpoint in _of_run(text, store)]
+    if len(found) > 1:
+        raise ValueError(f"{text} is {len(found)} policies: name one as {found[0].run}@STEP")
+    return _layout(artifacts.fetch_policy(store, found[0]))
+
+
 def _checkpoints(text: str, store: Store) -> Iterator[tuple[str, Checkpoint]]:
     """(name in the table, checkpoint) of everything but servers."""
-    path = Path(text).expanduser()
-    if text.startswith("hf:"):
-        yield text, import_folder(store, _from_hub(text.removeprefix("hf:")))
-    elif path.is_dir():
-        yield path.resolve().name, import_folder(store, path)
-    elif path.exists() or text.startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"there is no folder {text}")
+    if outside := _folder(text):
+        yield outside[0], import_folder(store, outside[1])
     else:
         yield from _of_run(text, store)
+
+
+def _folder(text: str) -> tuple[str, Path] | None:
+    """(name in the table, folder) of a policy from outside the store; None for a run's name."""
+    path = Path(text).expanduser()
+    if text.startswith("hf:"):
+        return text, _from_hub(text.removeprefix("hf:"))
+    if path.is_dir():
+        return path.resolve().name, path
+    if path.exists():
+        raise FileNotFoundError(
+            f"{text} is a file, a policy is a folder; for one that the paper's authors released "
+            "evaluate.py also takes --backbone NAME and --benchmark NAME"
+        )
+    if text.startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"there is no folder {text}")
+    return None
 
 
 def _of_run(text: str, store: Store) -> Iterator[tuple[str, Checkpoint]]:
@@ -165,11 +190,18 @@ def import_folder(store: Store, folder: Path) -> Checkpoint:
 
 def _read_folder(folder: Path) -> tuple[Path, dict]:
     """Its weights and what describes them."""
-    for weights, description in LAYOUTS:
-        if (folder / weights).is_file() and (folder / description).is_file():
-            told = json.loads((folder / description).read_text())
-            about_layout = ("model_type", "architectures")
-            return folder / weights, {k: v for k, v in told.items() if k not in about_layout}
+    weights, description = _layout(folder)
+    about_layout = ("model_type", "architectures")
+    told = json.loads(description.read_text())
+    return weights, {k: v for k, v in told.items() if k not in about_layout}
+
+
+def _layout(folder: Path) -> tuple[Path, Path]:
+    """The files of weights and description in a policy's folder."""
+    for layout in LAYOUTS:
+        weights, description = (folder / name for name in layout)
+        if weights.is_file() and description.is_file():
+            return weights, description
     known = " nor ".join(" and ".join(names) for names in LAYOUTS)
     raise FileNotFoundError(f"{folder} is no policy's folder: it has neither {known}")
 

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from vla_platform.cluster import CLUSTERS, Cluster
 from vla_platform.preemption import PreemptedError
 from vla_platform.remote import PolicyRefusedError, PolicyUnavailableError
 from vla_platform.rows import BrokenRowsError
+from vla_platform.scrub import scrub
 from vla_platform.store import Store, StoreError, open_store
 
 EXPECTED = (
     ValueError,
-    KeyError,
     FileNotFoundError,
     StoreError,
     BrokenRowsError,
@@ -33,7 +34,8 @@ EXPECTED = (
     PolicyRefusedError,
     PoolError,
 )
-"""Errors that are the user's to mend: shown as one sentence, without a trace."""
+"""Errors that are the user's to mend: shown as one sentence; their trace goes to a file, because
+new code raises them by mistake, too."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -56,6 +58,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="seed of initial weights and data order")
     made.add_argument("--json", type=Path, metavar="PATH", help="also write the result rows here")
     return made
+
+
+def add_dataset(made: Any) -> None:
+    """made: a parser or a group of one."""
+    made.add_argument(
+        "--dataset", metavar="ID", help="in the store; else published data, else an expert's"
+    )
 
 
 def positive(text: str) -> int:
@@ -100,7 +109,7 @@ def write_json(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a job's main; expected errors end it with exit code 2 and one sentence.
+    """Run a job's main; expected errors end it with exit code 2, one sentence and where to look.
 
     Told to go (SIGTERM), it ends with `preemption.EXIT_CODE`: start it again to continue.
     """
@@ -109,8 +118,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except EXPECTED as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"error: {text}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}{_traced(error)}", file=sys.stderr)  # noqa: T201
         code = 2
     except PreemptedError as notice:
         print(notice, file=sys.stderr)  # noqa: T201
@@ -124,3 +132,14 @@ def run(main: Callable[[], int | None]) -> None:
         print("stopped; the same command continues where it was", file=sys.stderr)  # noqa: T201
         code = 130
     sys.exit(code or 0)
+
+
+def _traced(error: BaseException) -> str:
+    """Leave the error's trace in a file, the last of each job; what to say of it."""
+    path = places.home() / "errors" / f"{Path(sys.argv[0]).stem}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(scrub("".join(traceback.format_exception(error))))
+    except OSError:
+        return ""
+    return f"\n(its trace: {path})"

@@ -139,7 +139,7 @@ def _key(run: str, first: int, last: int) -> str:
 def read(store: Store, run: str) -> list[dict[str, float]]:
     """Every step's figures in order; of a step done twice, the later one."""
     found: dict[int, dict[str, float]] = {}
-    for key in store.list(f"metrics/{run}/"):
+    for key in store.list(f"metrics/{run}/step-"):
         for row in pq.read_table(io.BytesIO(store.get(key))).to_pylist():
             step = int(row["step"])
             if step not in found or row["time"] > found[step]["time"]:

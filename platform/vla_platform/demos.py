@@ -13,6 +13,7 @@ import ray
 from envs.api import Benchmark, Demonstration
 from envs.hashing import stable_hash
 from envs.process import SimulatorProcess
+from envs.worker import has_expert
 from vla_platform import artifacts
 from vla_platform.prepare import note_key, results
 from vla_platform.store import Store
@@ -40,7 +41,12 @@ class Demonstrations:
     def of(
         row: Benchmark, tasks: Sequence[str], each: int | None = None, seed: int = 0
     ) -> Demonstrations:
-        """`each` per task, or as many as the benchmark's row says."""
+        """`each` per task, or as many as the benchmark's row says.
+
+        ValueError for a benchmark that has no expert.
+        """
+        if not has_expert(row.simulator):
+            raise ValueError(without_expert(row))
         counts = tuple((task, each or row.demonstrations_of(task)) for task in tasks)
         return Demonstrations(counts, row.demonstrations_from, seed)
 
@@ -52,6 +58,15 @@ class Demonstrations:
     def id(self, benchmark: Benchmark, fingerprint: str) -> str:
         plan = [self.counts, self.first, self.seed]
         return f"{benchmark.name}-{stable_hash([plan, fingerprint])[:12]}"
+
+
+def without_expert(row: Benchmark) -> str:
+    """What to do where no demonstrations can be collected."""
+    name = row.dataset or "NAME, which its row names as `dataset`"
+    return (
+        f"{row.name} has no scripted expert: pass --dataset ID of what there is, or prepare its "
+        f"demonstrations: jobs/prepare_data.py FORMAT PATH --name {name}"
+    )
 
 
 def collect(

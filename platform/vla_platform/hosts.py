@@ -143,7 +143,7 @@ class Host:
             self.playing += 1
         if spare:
             spare.process.close()
-        return Slot(benchmark, self.env)
+        return Slot(benchmark, self.env, self.ledger.fingerprint)
 
     def _give_back(self, slot: Slot, whole: bool) -> None:
         """whole: the episode came to its end; after any other the child is not trusted."""

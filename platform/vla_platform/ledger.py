@@ -38,7 +38,7 @@ from vla_platform.rows import (
     encode,
     encode_row,
 )
-from vla_platform.scrub import scrub
+from vla_platform.scrub import shortened
 from vla_platform.store import Store
 
 READERS = 8
@@ -169,7 +169,7 @@ class Ledger:
             "initial_state": episode.initial_state,
             "seed": episode.seed,
             "cause": cause,
-            "message": scrub(message)[:4000],
+            "message": shortened(message),
             "node": node,
             "at": time.time(),
         }

@@ -21,7 +21,7 @@ class LocalDataset:
 
     @staticmethod
     def of(store: Store, dataset: str) -> LocalDataset:
-        """KeyError when it is not in the store.
+        """ValueError when it is not in the store.
 
         The folder is named by the manifest too: published datasets have one id in every store,
         and need not have been prepared alike.
@@ -29,7 +29,7 @@ class LocalDataset:
         try:
             manifest = store.get(f"datasets/{dataset}/{MANIFEST}")
         except KeyError:
-            raise KeyError(f"dataset {dataset} is not complete in {store.url}") from None
+            raise ValueError(f"dataset {dataset} is not complete in {store.url}") from None
         digest = hashlib.sha256(manifest).hexdigest()[:12]
         folder = places.cache() / "datasets" / f"{dataset}-{digest}"
         with locked(folder):

@@ -8,19 +8,23 @@ from envs.api import Benchmark
 from envs.benchmarks import benchmark
 from envs.worker import has_expert
 from vla_platform import artifacts, stages
+from vla_platform.demos import without_expert
 from vla_platform.stages import Row, Stage
 from vla_platform.store import Store
 
 
-def lacking(store: Store, runs: Iterable[tuple[str, Stage | None]]) -> list[str]:
+def lacking(
+    store: Store, runs: Iterable[tuple[str, Stage | None]], dataset: str | None = None
+) -> list[str]:
     """A sentence for each dataset that the store lacks, with the command that prepares it.
 
-    runs: of each its benchmark's name and the stage that it starts from.
+    runs: of each its benchmark's name and the stage that it starts from. dataset: id of the
+    demonstrations that were chosen instead of the benchmarks'.
     """
     pairs = list(runs)
     rows = [benchmark(name) for name in dict.fromkeys(name for name, _ in pairs)]
     wanted = {stage.id: stage for _, stage in pairs if stage is not None}
-    found = [_demonstrations(store, row) for row in rows]
+    found = [] if dataset else [_demonstrations(store, row) for row in rows]
     found += [_questions(store, stage) for stage in wanted.values()]
     return list(dict.fromkeys(filter(None, found)))
 
@@ -29,15 +33,6 @@ def _demonstrations(store: Store, row: Benchmark) -> str:
     if has_expert(row.simulator) or artifacts.published_dataset(store, row.dataset):
         return ""
     return without_expert(row)
-
-
-def without_expert(row: Benchmark) -> str:
-    """What to do where no demonstrations can be collected."""
-    name = row.dataset or "NAME, which its row names as `dataset`"
-    return (
-        f"{row.name} has no scripted expert, so its demonstrations must be prepared: "
-        f"jobs/prepare_data.py FORMAT PATH --name {name}"
-    )
 
 
 def _questions(store: Store, stage: Stage) -> str:

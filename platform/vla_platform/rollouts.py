@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -41,6 +42,8 @@ WATCH_S = 2.0
 """How often Ray is asked for nodes that were told to go…"""
 NODES_S = 10.0
 """…and for the sizes of those that are there."""
+ANSI = re.compile(r"\x1b\[[\d;]*m")
+"""Colours, which Ray gives to traces."""
 Progress = Callable[[Tally], None]
 
 
@@ -189,16 +192,19 @@ class Round:
         key = assignment.episode.key
         self.deaths[key] += 1
         if self.deaths[key] > HOST_DEATHS:
-            reason = f"HostDied: lost its host {self.deaths[key]} times: {error}"
+            reason = f"HostDied: {error}\nlost its host {self.deaths[key]} times"
             self._failed(assignment, reason)
         else:
             self.waiting.again(assignment, 2 ** self.deaths[key] * random.uniform(0.1, 0.3))
 
     def _failed(self, assignment: Assignment, reason: str) -> None:
-        """An error is kept beside the rows and never counts as a failure of the policy."""
-        self.tally.errors.append((assignment, reason))
-        self.left = without(self.left, assignment)
+        """An error is kept beside the rows and never counts as a failure of the policy.
+
+        reason: its kind and its text, of which the last line is shown.
+        """
         kind, _, text = reason.partition(": ")
+        self.tally.errors.append((assignment, f"{kind}: {(text.splitlines() or [''])[-1]}"))
+        self.left = without(self.left, assignment)
         self.ledger.record_error(assignment.episode, kind, text)
         metrics.count("vla_episodes_total", benchmark=assignment.benchmark.name, outcome="error")
 
@@ -255,5 +261,9 @@ class Round:
 
 
 def _reason(error: Exception) -> str:
+    """The error's kind and text. Where that is one line, Ray's trace of its task comes first."""
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
+    text = str(cause).strip()
+    if cause is not error and "\n" not in text:
+        text = f"{ANSI.sub('', str(error)).strip()}\n{text}"
+    return f"{type(cause).__name__}: {text}"

@@ -85,10 +85,19 @@ def require_same_outcome(played: Mapping[str, Any], row: Mapping[str, Any], who:
 
 
 class Slot:
-    """One child and what is known of it."""
+    """One child and what is known of it.
 
-    def __init__(self, benchmark: Benchmark, env: Mapping[str, str] | None = None) -> None:
+    stored: the text of an environment fingerprint, from its hash; KeyError where it is not known.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        env: Mapping[str, str] | None = None,
+        stored: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> None:
         self.benchmark = benchmark
+        self.stored = stored or dict[str, Mapping[str, str]]().__getitem__
         self.process = SimulatorProcess(benchmark, env=env)
         self.fingerprint = ""
         self.episodes = 0
@@ -122,10 +131,20 @@ class Slot:
         self.fingerprint = self.fingerprint or stable_hash(self.process.fingerprint())
         if self.fingerprint != episode.cell.fingerprint:
             raise WrongEnvironmentError(
-                f"{self.benchmark.name} on this node has the environment {self.fingerprint[:12]}, "
-                f"the episode wants {episode.cell.fingerprint[:12]}: install the same versions on "
-                "every node, or evaluate under this environment instead"
+                f"{self.benchmark.name} on this node is not the environment that the episode wants "
+                f"({self._differences(episode.cell.fingerprint)}): have the same on every node, "
+                "the kind of renderer included, or evaluate under this environment instead"
             )
+
+    def _differences(self, wanted: str) -> str:
+        """Which fields of the two fingerprints differ, and how."""
+        try:
+            theirs = self.stored(wanted)
+        except KeyError:
+            return f"{self.fingerprint[:12]} here, {wanted[:12]} wanted"
+        ours = self.process.fingerprint()
+        names = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+        return "; ".join(f"{n}: {ours.get(n)!r} here, {theirs.get(n)!r} wanted" for n in names)
 
     def worn(self) -> str:
         """Why the child must be replaced after this episode; "" if it need not."""

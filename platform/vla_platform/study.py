@@ -20,7 +20,7 @@ from vla_platform.stages import Stage
 from vla_platform.store import Store
 from vla_platform.trained import AnyRun, Science, Setting, data_of, start_of, training_of
 from vla_platform.trial import Trial
-from vla_platform.tuning import Objective, Search, figures, folder, search
+from vla_platform.tuning import Objective, Search, figures, search
 
 MakeRun = Callable[[Mapping[str, Any]], AnyRun]
 
@@ -32,7 +32,8 @@ class Study:
     states: initial states per task that choose; confirm: fresh ones per task for each winner;
     error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
     checkpoints: steps to score instead of those of the benchmark's recipe. within: see `Rules`.
-    ended: trials of its searches that came to their end, or were stopped on purpose.
+    dataset: id of the one to train on, where all runs are on one benchmark. ended: trials of its
+    searches that came to their end, or were stopped on purpose.
     """
 
     store: Store
@@ -45,18 +46,22 @@ class Study:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
     within: float | None = None
+    dataset: str | None = None
     ended: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
         """Of a benchmark: its published data where they are prepared, else an expert's."""
         if name not in self._settings:
+            if self.dataset and self._settings:
+                both = f"{next(iter(self._settings))} and {name}"
+                raise ValueError(f"--dataset is of one benchmark, these runs are on {both}")
             row = benchmark(name)
             if self.checkpoints:
                 recipe = dataclasses.replace(row.recipe, checkpoints=self.checkpoints)
                 row = dataclasses.replace(row, recipe=recipe)
+            data = data_of(self.store, row, row.tasks, chosen=self.dataset)
             fingerprint = evaluation.environment(Ledger(self.store), row)
-            data = data_of(self.store, row, row.tasks)
             self._settings[name] = Setting(
                 *(self.store, row, self.cluster, self.science, fingerprint, data),
                 *(self._rules(name), self.stages),
@@ -85,8 +90,10 @@ class Study:
         return {**chosen, **figures(standing), **named, "digest": winner.digest}
 
     def standings(self, runs: Sequence[AnyRun]) -> dict[AnyRun, Standing | None]:
-        """The same of many; SimulatorMissing names every simulator that is not installed here."""
+        """The same of many; SimulatorMissing names every simulator that is not installed here,
+        FileNotFoundError all data that are missing."""
         require_interpreters(benchmark(run.benchmark).simulator for run in runs)
+        self._require_data(runs)
         return {run: self.standing(run) for run in runs}
 
     def by_step(self, run: AnyRun) -> dict[int, float]:
@@ -100,9 +107,8 @@ class Study:
         """Scores by run, after a search for those that the store lacks.
 
         make_run: a trial's config to its run. Runs that ended in errors are left out.
-        FileNotFoundError names all data that are missing.
+        Errors: of `standings`.
         """
-        self._require_data(runs)
         found = self.standings(runs)
         left = [run for run, standing in found.items() if standing is None]
         if left:
@@ -123,7 +129,7 @@ class Study:
         completed = partial(_completed, self._settings, make_run)
         results = search(Objective(self._settings, completed), wanted)
         self.ended += results.num_terminated
-        where = f"{folder(self.store)}/{wanted.experiment}"
+        where = f"{self.store.url}/tune/{wanted.experiment}"
         self.say(f"Tune: {len(results)} trials, {results.num_errors} with errors, in {where}")
         for error in results.errors[:3]:
             self.say(f"error: {str(error).strip().splitlines()[-1]}")
@@ -131,7 +137,7 @@ class Study:
 
     def _require_data(self, runs: Sequence[AnyRun]) -> None:
         starts = [(run.benchmark, start_of(run, self.science, self.stages)) for run in runs]
-        missing = needs.lacking(self.store, starts)
+        missing = needs.lacking(self.store, starts, self.dataset)
         if missing:
             raise FileNotFoundError("\n  ".join(["these runs need data first:", *missing]))
 

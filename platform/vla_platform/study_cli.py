@@ -60,6 +60,7 @@ def add_search(made: argparse.ArgumentParser) -> None:
 
 
 def add_running(made: Any) -> None:
+    cli.add_dataset(made)
     made.add_argument("--concurrent", type=cli.positive, default=1, help="runs at a time")
     made.add_argument("--max-gpu-hours", type=float, help="end after so many; more continue")
 
@@ -80,6 +81,7 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
         within=args.confirm_within and args.confirm_within / 100,
         error=args.error or None,
         stages={stage.id: stage for stage in stages},
+        dataset=args.dataset,
     )
 
 

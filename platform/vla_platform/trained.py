@@ -14,8 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from envs.api import Benchmark, TrainingRecipe
-from envs.worker import has_expert
-from vla_platform import artifacts, demos, needs, stages, training
+from vla_platform import artifacts, demos, failures, stages, training
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
 from vla_platform.contest import Judge, Rules
@@ -135,12 +134,19 @@ class Setting:
 
 
 def data_of(
-    store: Store, row: Benchmark, tasks: Sequence[str], each: int | None = None
+    store: Store,
+    row: Benchmark,
+    tasks: Sequence[str],
+    each: int | None = None,
+    chosen: str | None = None,
 ) -> Demonstrations | str:
     """What to train on: published data where they are prepared, else an expert's.
 
-    each: tries per task, which ask for the expert's.
+    each: tries per task, which ask for the expert's. chosen: id of the dataset to train on
+    instead. ValueError where there is nothing, before anything is started.
     """
+    if chosen is not None:
+        return artifacts.require_dataset(store, chosen)
     published = artifacts.published_dataset(store, row.dataset) if each is None else None
     return published or Demonstrations.of(row, tasks, each)
 
@@ -187,12 +193,22 @@ def ensure_trained(setting: Setting, *runs: Training, watch: Watch | None = None
             mine = [run for run in mine if not trained(setting, run)]  # by who held it before
             if mine:
                 with watch:
-                    ensure_dataset(setting)
-                    tasks = [_task(setting, run) for run in mine]
-                    training.fit(setting.science.train, tasks, store, setting.cluster)
+                    _train(setting, mine)
         if not mine:
             time.sleep(POLL_S)
     return watch.seconds
+
+
+def _train(setting: Setting, runs: Sequence[Training]) -> None:
+    """Train the runs, of which the store keeps why the first did not come to its end."""
+    try:
+        ensure_dataset(setting)
+        tasks = [_task(setting, run) for run in runs]
+        training.fit(setting.science.train, tasks, setting.store, setting.cluster)
+    except Exception as error:
+        failed = next((run for run in runs if not trained(setting, run)), runs[-1])
+        failures.record(setting.store, failed.id, failed.name, error)
+        raise
 
 
 def _claimed(claimant: Claimant, held: ExitStack) -> bool:
@@ -221,11 +237,8 @@ def ensure_dataset(
     store, dataset, wanted = setting.store, setting.dataset, setting.data
     done = lambda: artifacts.dataset_exists(store, dataset)  # noqa: E731
     if isinstance(wanted, str):
-        if not done():
-            raise KeyError(f"dataset {dataset} is not complete in {store.url}: prepare it first")
+        artifacts.require_dataset(store, wanted)
         return
-    if not done() and not has_expert(setting.benchmark.simulator):
-        raise FileNotFoundError(needs.without_expert(setting.benchmark))
     for lease in turns(store, f"datasets/{dataset}", done):
         with lease:
             demos.collect(

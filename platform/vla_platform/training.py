@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def fit(train: Train, tasks: Sequence[Task], store: Store, cluster: Cluster) -> 
             return
         except TrainingFailedError as failure:
             reason = _reason(failure)
-            if isinstance(reason, FINAL) and not isinstance(reason, TRANSIENT):
+            if is_final(reason):
                 raise reason from failure
             reached = [task.reached(store) for task in tasks]
             failures = 1 if sum(reached) > sum(before) else failures + 1
@@ -147,6 +148,19 @@ def _reason(failure: TrainingFailedError) -> BaseException:
     wrapped = list(getattr(failure, "worker_failures", {}).values())
     reasons = [getattr(error, "_base_exc", error) for error in wrapped] or [failure]
     return next((error for error in reasons if isinstance(error, FINAL)), reasons[0])
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same steps would meet the error again."""
+    return isinstance(error, FINAL) and not isinstance(error, TRANSIENT)
+
+
+def trace(error: BaseException) -> str:
+    """An error with its trace: of `fit`, what Ray tells of the workers', which is their ends."""
+    failure = error if isinstance(error, TrainingFailedError) else error.__cause__
+    if isinstance(failure, TrainingFailedError):
+        return f"{failure}\n{brief(_reason(failure))}"
+    return "".join(traceback.format_exception(error))
 
 
 def brief(reason: BaseException) -> str:

@@ -8,6 +8,7 @@ the store only reads them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +17,14 @@ from typing import Any
 
 from pyarrow import fs
 from ray import tune
+from ray.tune import ExperimentAnalysis
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
+from envs.api import did_you_mean
 from envs.hashing import stable_hash
+from vla_platform import failures
 from vla_platform.contest import Standing
 from vla_platform.resuming import GPU_HOURS, TRAINING, Budget, Grid, Limited
 from vla_platform.rollouts import Pool
@@ -38,7 +42,7 @@ OBJECTIVES = {SUCCESS: "max", GPU_HOURS: "min"}
 RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
 """A trial only waits: cores are for its training and rollouts. Tune refuses to take nothing."""
 RETRIES = 2
-"""How often Tune starts a trial again whose process died; the store keeps what it had done."""
+"""How often Tune starts a trial again, as when its process died; the store keeps what was done."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,31 @@ def _spelled(values: Any) -> str:
 class Objective:
     """What Tune calls with a trial's config; it reports after every checkpoint that landed.
 
-    settings: by benchmark. make_run: a config to the run it stands for.
+    settings: by benchmark. make_run: a config to the run it stands for. began: when this command
+    did, in seconds since 1970; a final error of a training since then is not met again.
     """
 
     settings: Mapping[str, Setting]
     make_run: Callable[[Mapping[str, Any]], AnyRun]
+    began: float = field(default_factory=time.time)
 
     def __call__(self, config: Mapping[str, Any]) -> None:
         run = self.make_run(config)
         setting = self.settings[run.benchmark]
         pool = partial(_PROCESS.pool_of, setting)
         trial = Trial(setting, training_of(setting, run), pool)
+        self._require_hope(setting.store, trial.run.id)
         try:
             standing = trial.score(lambda landed: tune.report(_progress(trial, landed)))
         finally:
             _PROCESS.rest()
         tune.report(_spent(trial) | figures(standing))
+
+    def _require_hope(self, store: Store, run: str) -> None:
+        """RuntimeError where Tune, which knows no errors apart, starts a trial again in vain."""
+        failure = failures.last(store, run)
+        if failure is not None and failure.final and failure.at > self.began:
+            raise RuntimeError(f"{failure.title} is not tried again: {failure.last_line}")
 
 
 @dataclass
@@ -250,6 +263,18 @@ def folder(store: Store) -> str:
         return str(Path(store.url).expanduser().absolute() / "tune")
     assert isinstance(store, S3Store)
     return "/".join(part for part in (store.bucket, store.prefix.strip("/"), "tune") if part)
+
+
+def results(store: Store, experiment: str) -> tune.ResultGrid:
+    """What Tune kept of the search `tune/EXPERIMENT`; ValueError where the store has none.
+
+    Of its `get_dataframe()` a row is a trial, whose column `run` names the run in the store.
+    """
+    name, found = experiment.rstrip("/"), [each.rstrip("/") for each in store.children("tune")]
+    if name not in found:
+        raise did_you_mean(f"search in {store.url}:", name, tuple(found))
+    path = f"{folder(store)}/{name}"
+    return tune.ResultGrid(ExperimentAnalysis(path, storage_filesystem=_filesystem(store)))
 
 
 def _filesystem(store: Store) -> fs.FileSystem | None:

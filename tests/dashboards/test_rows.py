@@ -83,8 +83,10 @@ def test_errors_are_no_results(builder):
     rows = builder.play(cell, {"reach": share(0.5, 4)})
     builder.ledger.record_error(rows[0].episode, "timeout", "the simulator hung")
     assert one_cell(builder).status == COMPLETE
-    builder.ledger.record_error(cell.episode("reach", 9, 9, ""), "died", "segmentation fault")
+    trace = f"Traceback\n{'a frame of it ' * 99}\nsegmentation fault"
+    builder.ledger.record_error(cell.episode("reach", 9, 9, ""), "died", trace)
     found = one_cell(builder)
+    assert {f.message for f in found.failures} == {"the simulator hung", "segmentation fault"}
     assert (found.status, found.trials, found.unfinished_episodes) == (UNFINISHED, 4, 1)
     assert {f.cause: f.finished for f in found.failures} == {"timeout": True, "died": False}
 

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from vla_platform import failures
 
 from dashboards.archive import open_archive
 from dashboards.report.entries import table_views
@@ -221,6 +222,28 @@ def test_damaged_similarities_are_a_problem_and_not_a_number(builder):
     (found,) = read_study(open_archive(builder.url)).runs
     assert len(found.similarity) == 4
     assert "does not hold similarities" in found.problems[0].reason
+
+
+def test_why_a_training_failed_is_shown_until_it_is_trained(builder, tmp_path):
+    def page():
+        built = build(open_archive(builder.url), tmp_path / "site")
+        files = ("problems.html", f"runs/{name}.html")
+        return built.problems, *((built.folder / file).read_text() for file in files)
+
+    name = builder.train(Run("tiny-kosmos-2", "tabletop"), steps=(0, 250))
+    try:
+        raise ValueError("the batch is <empty>")
+    except ValueError as error:
+        failures.record(builder.store, name, "tiny-kosmos-2", error)
+    count, problems, run = page()
+    assert "ValueError: the batch is &lt;empty&gt;" in problems and "Traceback" not in problems
+    assert "Traceback" in run and "test_site.py" in run
+    builder.train(Run("tiny-kosmos-2", "tabletop"))
+    later, problems, run = page()
+    assert later == count - 1
+    assert "&lt;empty" not in problems and "Traceback" not in run
+    builder.store.put("metrics/other/error.json", b"{")
+    assert "metrics/other/error.json does not hold an error" in page()[1]
 
 
 def test_auxiliary_stages_are_no_runs(builder, tmp_path):

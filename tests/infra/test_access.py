@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from vla_platform import artifacts
+from vla_platform.candidates import import_folder
 from vla_platform.ledger import Ledger
 from vla_platform.rows import Cell, Row
 from vla_platform.store import Store, StoreError, open_store
@@ -72,7 +73,9 @@ def test_training_needs_no_delete(as_role: As, cell: Cell, tmp_path: Path):
         assert store.exists(key)
 
 
-def test_evaluating_reads_policies_and_writes_rows_alone(as_role: As, cell: Cell):
+def test_evaluating_reads_policies_and_writes_rows_and_outside_policies_alone(
+    as_role: As, cell: Cell, tmp_path: Path
+):
     training = as_role("train")
     training.put("policies/r/step-00000001/policy.json", b"{}")
     training.put("training/r/step-00000001/a/rank-0.safetensors", b"state")
@@ -80,6 +83,10 @@ def test_evaluating_reads_policies_and_writes_rows_alone(as_role: As, cell: Cell
     store.probe()
     finish(store, cell)
     assert store.get("policies/r/step-00000001/policy.json") == b"{}"
+    (tmp_path / artifacts.WEIGHTS).write_bytes(uuid.uuid4().bytes)
+    (tmp_path / artifacts.DESCRIPTION).write_text('{"run": {}, "chunk": 4, "action_spec": {}}')
+    outside = import_folder(store, tmp_path)
+    assert import_folder(store, tmp_path) == outside
     for key in ("policies/r/step-00000001/policy.json", "training/r/step-00000002/a/x"):
         refuse(lambda key=key: store.put(key, b"forged"))
     refuse(lambda: store.get("training/r/step-00000001/a/rank-0.safetensors"))
@@ -136,6 +143,8 @@ def test_policies_are_narrow(role: str):
             assert not [
                 t for t in statement["Resource"] if "training" in t or t.endswith("study/*")
             ]
+            policies = [t for t in statement["Resource"] if "policies" in t]
+            assert all(t.endswith("/policies/import-*") for t in policies)
 
 
 def test_secrets_are_made_once_and_are_their_owners(tmp_path: Path):

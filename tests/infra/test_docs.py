@@ -10,6 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray import tune
+from vla_platform import tuning
+from vla_platform.cluster import CLUSTERS
+from vla_platform.contest import Rules
+from vla_platform.trained import Setting
+
+from envs.benchmarks import benchmark
+from tests.dashboards.builder import Builder, share
+from vlm4vla.run import Run
 
 from envs.benchmarks import benchmark
 from tests import printed
@@ -148,6 +157,34 @@ print(STAGES.keys() - TINY_STAGES.keys(), added)
 """
     out = run(tree, f"python -c {shlex.quote(code)}", {})
     assert out.stdout == "{'gqa'} ['paligemma2-10b', 'paligemma-3', 'tiny-paligemma2-10b']\n"
+
+
+def test_results_are_read_as_the_page_says(tmp_path, ray_cluster):
+    """On a small store with a cell, a training's figures and a search."""
+    builder = Builder(str(tmp_path))
+    cell = builder.cell(builder.train(Run("tiny-kosmos-2", "tabletop")), 1000, 2, "tabletop")
+    rows = builder.play(cell, {"reach": share(0.25, 8)}, compact=False)
+    builder.ledger.compact(cell, [row.episode for row in rows])
+
+    def trial(config):
+        tune.report({"success": 0.5, "gpu_hours": 1.5, "training": False, "run": "a-run"})
+
+    row = benchmark("tabletop")
+    rules = Rules(row.tasks, 1, row.horizons)
+    cluster = CLUSTERS["laptop"]
+    setting = Setting(builder.store, row, cluster, None, "print", "data", rules)
+    trial.settings = {"tabletop": setting}
+    tuning.search(trial, tuning.Search("lr", {"lr": tune.grid_search([0.1])}))
+    page = (ROOT / "docs" / "operating.md").read_text()
+    [code] = [text for kind, _, text in BLOCK.findall(page) if kind == "python"]
+    environment = {**os.environ, "VLA_STORE": builder.url}
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stderr
+    assert "2 {'reach': 0.25}" in out.stdout, "rows that are there twice count once"
+    assert "'step': 20" in out.stdout and "'loss':" in out.stdout
+    assert re.search(r"a-run +0\.5 +1\.5", out.stdout)
 
 
 def test_a_change_that_no_longer_fits_is_noticed(tree):

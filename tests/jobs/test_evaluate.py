@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
 from vla_platform import artifacts
-from vla_platform.candidates import Served, candidates, import_folder
+from vla_platform.candidates import Served, candidates, import_folder, policy_files
 from vla_platform.cluster import CLUSTERS
 from vla_platform.scoring import Plan, Scoring
 from vla_platform.store import open_store
@@ -86,6 +87,12 @@ def test_any_policies_at_any_horizons_and_a_second_run_plays_nothing(trained, tm
         (["--policy", "RUNx"], "Did you mean"),
         (["--policy", "RUN@7"], "has no checkpoint at step 7; it has [0]"),
         (["--policy", "/nowhere/policy"], "there is no folder /nowhere/policy"),
+        (["--policy", "FILE"], "is a file, a policy is a folder; for one that the paper's authors"),
+        (["--policy", "FILE", "--backbone", "tiny-kosmos-2"], "say with --benchmark NAME, one,"),
+        (
+            ["--policy", "FILE", "--backbone", "x", "--benchmark", "tabletop", "calvin"],
+            "say with --benchmark NAME, one,",
+        ),
         (["--policy", "FOLDER"], "is no policy's folder: it has neither model.safetensors"),
         (["--policy", "RUN", "--benchmark", "libero_object"], "do not fit libero_object: rotation"),
         (["--policy", "RUN", "--benchmark", "tabeltop"], "Did you mean 'tabletop'"),
@@ -99,7 +106,13 @@ def test_bad_input_is_one_sentence_in_seconds(
     trained, tmp_path, monkeypatch, capsys, arguments, said
 ):
     folder, checkpoint = trained
-    named = [a.replace("RUN", checkpoint.run).replace("FOLDER", str(tmp_path)) for a in arguments]
+    (tmp_path / "released.pt").touch()
+    places = {
+        "RUN": checkpoint.run,
+        "FOLDER": str(tmp_path),
+        "FILE": str(tmp_path / "released.pt"),
+    }
+    named = [reduce(lambda text, p: text.replace(*p), places.items(), a) for a in arguments]
     store = ["--store", str(folder / "store")]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *store, *named])
     began = time.monotonic()
@@ -127,6 +140,25 @@ def test_an_exported_folder_is_the_policy_it_came_from(trained, tmp_path):
     assert exported.digest == checkpoint.digest
     assert import_folder(store, folder / "exported") == exported
     load_policy(artifacts.fetch_policy(store, exported))
+
+
+def test_what_is_evaluated_can_be_served(trained, tmp_path):
+    folder, checkpoint = trained
+    (tmp_path / "out").mkdir()
+    exported = copied(folder / "exported", tmp_path / "out")
+    serve = runpy.run_path(str(ROOT / "jobs" / "serve_policy.py"), run_name="imported")["trained"]
+    for name in (checkpoint.run, f"{checkpoint.run}@0", str(exported), str(folder / "exported")):
+        policy, identity = serve(name, str(folder / "store"))
+        assert (policy.row.name, identity) == ("tiny-paligemma-1", checkpoint.digest)
+    store = open_store(str(folder / "store"))
+    with pytest.raises(ValueError, match="Did you mean"):
+        policy_files(f"{checkpoint.run}x", store)
+    with pytest.raises(FileNotFoundError, match="is no policy's folder"):
+        policy_files(str(tmp_path), store)
+    artifacts.complete_policy(store, "two", 1, checkpoint.digest)
+    artifacts.complete_policy(store, "two", 2, checkpoint.digest)
+    with pytest.raises(ValueError, match="two@all is 2 policies: name one as two@STEP"):
+        policy_files("two@all", store)
 
 
 def test_policies_of_the_official_profile_are_played_as_the_released_evaluator_does(
@@ -184,3 +216,6 @@ def test_help_is_there_at_once():
     code += "print(sorted({'torch', 'ray', 'transformers', 'av'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip().splitlines()[-1] == "[]"
+    said = " ".join(out.stdout.split())
+    assert "RUN@STEP or RUN@all of the store, an exported FOLDER, hf:ORG/NAME" in said
+    assert "those, with wrist view and state" in said

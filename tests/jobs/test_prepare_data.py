@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -54,6 +57,9 @@ def test_bad_episodes_are_left_out_and_listed(tmp_path, spoilt):
     assert answer.returncode == 0, answer.stderr[-2000:]
     [row] = json.loads(out.read_text())
     assert (row["episodes"], row["frames"], len(row["skipped"])) == (2, 8, 1)
+    assert f"no benchmark trains on libero of itself: pass --dataset {row['dataset']}" in (
+        answer.stdout
+    )
     data = Dataset(tmp_path / "store/datasets" / row["dataset"], 16, lambda images: images)
     assert len(data) == 8
     strict = job(tmp_path, "libero", path, *flags)
@@ -62,6 +68,14 @@ def test_bad_episodes_are_left_out_and_listed(tmp_path, spoilt):
     answer = job(tmp_path, *exported, name="export_lerobot")
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert [demo.steps for demo in LeRobotV3(tmp_path / "set")] == [3, 5]
+
+
+def test_examples_make_data_that_benchmarks_find():
+    found = runpy.run_path(str(ROOT / "jobs" / "prepare_data.py"), run_name="imported")
+    examples = [line for line in found["__doc__"].splitlines() if line.startswith(".venv")]
+    names = [re.search(r"--name (\w+)", line)[1] for line in examples]
+    said = [found["used_by"](SimpleNamespace(name=name, id=f"{name}-0")) for name in names]
+    assert said == ["calvin trains on it", "libero_10 trains on it", "simpler trains on it"]
 
 
 def test_wrong_words_get_one_sentence(tmp_path):

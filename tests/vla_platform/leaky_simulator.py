@@ -1,4 +1,4 @@
-"""A simulator that keeps 40 MB more with every episode, and one that is slow."""
+"""A simulator that keeps 40 MB more with every episode, slow ones, and one that raises."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ class Slow(tabletop.Tabletop):
     def execute(self, actions):
         time.sleep(0.2)
         return super().execute(actions)
+
+
+class Raising(tabletop.Tabletop):
+    def reset(self, task, initial_state, seed=0, record=False):
+        raise RuntimeError("scene 7 is missing")
 
 
 class Hanging(tabletop.Tabletop):

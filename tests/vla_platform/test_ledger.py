@@ -338,6 +338,14 @@ def test_errors_are_kept_apart_and_without_secrets(ledger: Ledger, monkeypatch: 
     assert ledger.missing(CELL, EPISODES) == EPISODES and ledger.read(CELL).table.num_rows == 0
 
 
+def test_a_long_error_keeps_how_it_begins_and_how_it_ends(ledger: Ledger):
+    ledger.record_error(EPISODES[0], "crash", "simulator x\n" + "frame\n" * 9000 + "ValueError: y")
+    [kept] = ledger.errors(CELL)
+    text = str(kept["message"])
+    assert len(text) == 4000
+    assert text.startswith("simulator x\n") and text.endswith("frame\nValueError: y")
+
+
 def test_nothing_stored_holds_a_secret(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
     commit_all(ledger, EPISODES)
     ledger.compact(CELL, EPISODES)

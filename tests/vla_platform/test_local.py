@@ -47,7 +47,7 @@ def test_what_is_there_is_not_fetched_again(store):
         store.delete(key)
     assert held() == ["00000", "00001"]
     data.fetch("shard-00001.parquet")
-    with pytest.raises(KeyError, match=r"dataset gone is not complete"):
+    with pytest.raises(ValueError, match=r"dataset gone is not complete"):
         LocalDataset.of(store, "gone")
 
 

@@ -151,8 +151,23 @@ def test_another_environment_is_an_error_not_a_failure(pool, checkpoint):
     wanted = wanted_of(Ledger(store), policy, fingerprint="0" * 64, trials=1, tasks=("reach",))
     tally, rows = run(pool, wanted)
     assert (tally.done, len(tally.errors), rows) == (0, 1, [])
-    assert "WrongEnvironmentError" in tally.errors[0][1]
-    assert Ledger(store).errors(wanted.cell())
+    [(_, said)] = tally.errors
+    assert said.startswith("WrongEnvironmentError: tabletop on this node is not the")
+    [kept] = Ledger(store).errors(wanted.cell())
+    assert "in check" in kept["message"], "the line of the code that raised it"
+    assert kept["message"].splitlines()[-1] in said and "\n" not in said
+
+
+def test_an_error_of_a_simulator_is_shown_by_its_last_line_and_kept_whole(pool, checkpoint):
+    store, policy = checkpoint
+    row = replace(ROW, simulator="tests.vla_platform.leaky_simulator:Raising")
+    one = {"tasks": ("reach",), "trials": 1, "horizon": 4}
+    wanted = wanted_of(Ledger(store), policy, benchmark=row, **one)
+    tally, rows = run(pool, wanted)
+    assert rows == []
+    assert [said for _, said in tally.errors] == ["SimulatorDied: RuntimeError: scene 7 is missing"]
+    [kept] = Ledger(store).errors(wanted.cell())
+    assert 'leaky_simulator.py", line' in kept["message"] and kept["cause"] == "SimulatorDied"
 
 
 def test_videos_are_made_afterwards_and_play(pool, checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """One simulator child: its deadlines, its wear, and replays that must repeat their rows."""
 
 import os
+import re
 import time
 from dataclasses import replace
 
@@ -11,7 +12,13 @@ from vla_platform.assignments import Assignment
 from vla_platform.cluster import CLUSTERS, Limits, Needs
 from vla_platform.fleet import share
 from vla_platform.rows import Cell
-from vla_platform.slots import EpisodeLateError, ReplayDiffersError, Slot, cause_of
+from vla_platform.slots import (
+    EpisodeLateError,
+    ReplayDiffersError,
+    Slot,
+    WrongEnvironmentError,
+    cause_of,
+)
 from vla_platform.waiting import Demand, Waiting, without
 
 from envs.benchmarks import benchmark
@@ -90,6 +97,19 @@ def test_a_replay_repeats_its_row_and_its_last_frame():
     for change in ({"final_frame": "0" * 16}, {"success": True}, {"steps": 3}):
         with pytest.raises(ReplayDiffersError, match=f"it did not .*{next(iter(change))}: row"):
             slots.require_same_outcome(again.outcome(), {**row.outcome(), **change}, "it")
+
+
+def test_another_environment_is_told_by_its_fields():
+    with SimulatorProcess(ROW) as process:
+        ours = process.fingerprint()
+    wanted = assignment().episode
+    other = replace(wanted, cell=replace(wanted.cell, fingerprint="0" * 64))
+    theirs = {**ours, "renderer": "NVIDIA"}
+    slot = Slot(ROW, stored={"0" * 64: theirs}.__getitem__)
+    told = "renderer: None here, 'NVIDIA' wanted"
+    with pytest.raises(WrongEnvironmentError, match=re.escape(f"({told})")):
+        slot.check(other)
+    slot.process.close()
 
 
 def test_hosts_fit_their_nodes():

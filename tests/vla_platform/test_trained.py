@@ -4,14 +4,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from vla_platform import curves, failures
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import CLUSTERS
 from vla_platform.contest import Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.store import open_store
+from vla_platform.study import Study
 from vla_platform.sweep import Sweep, Trials
 from vla_platform.trained import Setting, Training, data_of, ensure_dataset, training_of
 from vla_platform.trial import Trial
+from vla_platform.tuning import Objective
 
 from envs.benchmarks import benchmark
 from vlm4vla import science
@@ -37,19 +40,42 @@ def setting(store, row, data):
 
 
 def test_prepared_data_of_the_benchmarks_name_are_found(folder):
-    assert isinstance(data_of(folder, CALVIN, CALVIN.tasks), Demonstrations)
-    folder.put("datasets/calvin_abc_d-0123456789ab/shard-00000.parquet", b"")
-    assert isinstance(data_of(folder, CALVIN, CALVIN.tasks), Demonstrations), "not complete"
-    found = prepared(folder, "calvin_abc_d-0123456789ab")
-    prepared(folder, "calvin_abc_d_small-0123456789ab")
-    assert data_of(folder, CALVIN, CALVIN.tasks) == found
-    assert isinstance(data_of(folder, CALVIN, CALVIN.tasks, 5), Demonstrations), "asked for"
+    row = benchmark("libero_10")
+    assert isinstance(data_of(folder, row, row.tasks), Demonstrations)
+    folder.put("datasets/libero_10_no_noops-0123456789ab/shard-00000.parquet", b"")
+    assert isinstance(data_of(folder, row, row.tasks), Demonstrations), "not complete"
+    found = prepared(folder, "libero_10_no_noops-0123456789ab")
+    prepared(folder, "libero_10_no_noops_small-0123456789ab")
+    assert data_of(folder, row, row.tasks) == found
+    assert isinstance(data_of(folder, row, row.tasks, 5), Demonstrations), "asked for"
+
+
+def test_a_benchmark_without_expert_and_data_says_what_to_do(folder):
+    remedy = "calvin has no scripted expert: pass --dataset ID .* --name calvin_abc_d"
+    prepared(folder, "calvin-0123456789ab")
+    for each in (None, 5):
+        with pytest.raises(ValueError, match=remedy):
+            data_of(folder, CALVIN, CALVIN.tasks, each)
+    own = replace(CALVIN, simulator="only.in.its.interpreter:Robot")
+    assert isinstance(data_of(folder, own, own.tasks), Demonstrations), "it is asked later"
+
+
+def test_a_dataset_can_be_chosen(folder):
+    marks = ("0123456789ab", "ba9876543210")
+    first, _ = (prepared(folder, f"calvin_abc_d-{mark}") for mark in marks)
+    assert data_of(folder, CALVIN, CALVIN.tasks, chosen=first) == first
+    with pytest.raises(ValueError, match=rf"mine-0 is not complete .*: {first}, calvin.*prepare"):
+        data_of(folder, CALVIN, CALVIN.tasks, chosen="mine-0")
+    study = Study(folder, CLUSTERS["laptop"], science, print, dataset=first)
+    assert study.setting("tabletop").data == first
+    with pytest.raises(ValueError, match="of one benchmark, these runs are on tabletop and calvin"):
+        study.setting("calvin")
 
 
 def test_data_prepared_twice_are_not_chosen_from(folder):
     for mark in ("0123456789ab", "ba9876543210"):
         prepared(folder, f"calvin_abc_d-{mark}")
-    with pytest.raises(ValueError, match="are all prepared calvin_abc_d: keep the one"):
+    with pytest.raises(ValueError, match="all prepared calvin_abc_d: pass --dataset ID with"):
         data_of(folder, CALVIN, CALVIN.tasks)
 
 
@@ -59,17 +85,37 @@ def test_a_run_on_published_data_is_the_papers_and_any_other_names_its_data(fold
     assert published.completed(run).id(row) == run.id(row)
     other = setting(folder, row, "mine-0123456789ab")
     assert other.completed(run).dataset == "mine-0123456789ab"
-    with pytest.raises(KeyError, match="mine-0123456789ab is not complete"):
+    with pytest.raises(ValueError, match="mine-0123456789ab is not complete"):
         ensure_dataset(other)
 
 
 def test_a_training_that_fails_is_counted(folder):
     on_gpus = replace(setting(folder, CALVIN, "mine-0123456789ab"), cluster=CLUSTERS["cluster"])
     trial = Trial(on_gpus, Training("run", "run-0123456789ab", 8, print))
-    with pytest.raises(KeyError, match="not complete"):
+    with pytest.raises(ValueError, match="not complete"):
         trial._train()
     assert trial.gpu_hours > 0
     assert not trial.spent.training.running
+
+
+def test_why_a_training_failed_is_kept_and_in_one_search_not_met_twice(folder):
+    mine = replace(setting(folder, CALVIN, "mine-0123456789ab"), cluster=CLUSTERS["cluster"])
+    run = Run("qwen3vl-2b", "calvin")
+    name = training_of(mine, run).id
+    assert failures.last(folder, name) is None
+    for _ in range(2):  # two commands
+        search = Objective({"calvin": mine}, lambda config: run)
+        with pytest.raises(ValueError, match="mine-0123456789ab is not complete"):
+            search({})
+        kept = failures.last(folder, name)
+        assert kept.final and kept.title == "qwen3vl-2b"
+        assert "require_dataset" in kept.text and "is not complete" in kept.last_line
+        with pytest.raises(RuntimeError, match=r"qwen3vl-2b is not tried again: ValueError: data"):
+            search({})
+    assert curves.read(folder, name) == [], "it is no figure"
+    failures.record(folder, name, "qwen3vl-2b", ConnectionError("a node went"))
+    with pytest.raises(ValueError, match="is not complete"):
+        search({})
 
 
 def test_a_run_is_scored_by_its_profile(folder):

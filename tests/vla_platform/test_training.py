@@ -137,8 +137,10 @@ def test_a_sigterm_saves_a_checkpoint_at_once_and_changes_nothing_else(
 
 
 def test_an_error_of_the_loop_is_raised_at_once_and_not_repeated(store, tmp_path):
-    with pytest.raises(ValueError, match="the loop's own words"):
+    with pytest.raises(ValueError, match="the loop's own words") as raised:
         fit(store, "broken", partial(broken_train, tmp_path / "calls"))
+    told = training.trace(raised.value)
+    assert "in broken_train" in told and told.strip().endswith("ValueError: the loop's own words")
     assert (tmp_path / "calls").read_text().count("called") <= 2  # once per worker
     assert artifacts.checkpoints(store, "broken") == []
 

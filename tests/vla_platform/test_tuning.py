@@ -15,7 +15,7 @@ from vla_platform.study import Study
 from vla_platform.study_cli import conclude, variance
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
-from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, search
+from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, results, search
 
 from envs.benchmarks import benchmark
 from vlm4vla import science
@@ -224,6 +224,20 @@ def test_a_study_refuses_what_its_gpus_cannot_hold_before_it_starts(tmp_path):
     with pytest.raises(ValueError, match="take --preset 4x8-a100"):
         study.score([run], Search("lr", SPACE), lambda config: run)
     assert not said
+
+
+def test_a_search_on_s3_is_read_back(s3_url, ray_cluster):
+    def train(config):
+        tune.report({"success": config["rate"], "gpu_hours": 1.0, "training": False, "run": "r"})
+
+    store = open_store(s3_url)
+    train.settings = {"tabletop": replace(setting("unused"), store=store)}
+    wanted = Search("lr", {"rate": tune.grid_search([0.5, 0.25])})
+    search(train, wanted)
+    table = results(store, wanted.experiment).get_dataframe()
+    assert sorted(table["success"]) == [0.25, 0.5] and set(table["run"]) == {"r"}
+    with pytest.raises(ValueError, match=f"Unknown search .*{wanted.experiment}"):
+        results(store, "lr")
 
 
 def test_tunes_state_lies_beside_the_rows(tmp_path):

@@ -217,7 +217,7 @@ def test_scores_name_rows_and_kinds_and_what_was_left_out(data):
 
 def test_published_data_need_a_folder(tmp_path):
     stage = replace(STAGE, mixture=(("robo2vlm", 1.0),))
-    with pytest.raises(KeyError, match="no folder was named for robo2vlm"):
+    with pytest.raises(ValueError, match="no folder was named for robo2vlm"):
         prepare_questions(stage, {}, lambda name, data: None)
 
 
@@ -272,5 +272,5 @@ def test_token_accuracy_is_of_each_answer_with_its_end():
 
 
 def test_actions_need_their_demonstrations():
-    with pytest.raises(KeyError, match="no folder was named for tabletop-actions"):
+    with pytest.raises(ValueError, match="no folder was named for tabletop-actions"):
         prepare_questions(TINY_STAGES["fast-vision-frozen"], {}, lambda name, data: None)

@@ -132,7 +132,7 @@ def test_runs_name_rows_that_exist_and_another_seed_is_another_training():
 def test_stages_have_ids_of_their_own():
     assert len({stage.id for stage in STAGES.values()}) == len(STAGES) == 9
     assert STAGES["robobrain2"].weights
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="Unknown auxiliary stage"):
         stage_of("robopoint-00000000")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.policies import ActionQueryPolicy, build_policy
 from vlm4vla.released import import_released, our_name, policy_state
 from vlm4vla.run import Run
+from vlm4vla.sources import WEIGHTS, remedy, source_of
+from vlm4vla.tokenizers import qwen_tokenizer, tokenizer_of
 
 
 def outputs(policy: ActionQueryPolicy) -> torch.Tensor:
@@ -58,8 +61,31 @@ def test_absent_tiny_weights_name_the_remedy(
 
 
 def test_absent_hub_weights_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"paligemma-1.*pass its folder"):
+    with pytest.raises(FileNotFoundError, match=r"paligemma-1.*VLA_WEIGHTS/paligemma-1.*HF_HOME"):
         stored.pretrained(backbone("paligemma-1"), tmp_path)
+
+
+def test_full_size_files_on_disk_are_found_by_their_rows_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WEIGHTS, str(tmp_path))
+    made = fresh("tiny-kosmos-2").vlm
+    made.save_pretrained(tmp_path / "kosmos-2")
+    row = replace(backbone("tiny-kosmos-2"), name="kosmos-2", hub_id="a/b", tiny=False)
+    for (name, p), q in zip(
+        stored.pretrained(row).named_parameters(), made.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    qwen_tokenizer().save(tmp_path / "paligemma-1")
+    found = tokenizer_of(backbone("paligemma-1"))
+    assert found.encode("pick up the bowl") == qwen_tokenizer().encode("pick up the bowl")
+    for path in (tmp_path / "kosmos-2").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError) as absent:
+        stored.pretrained(row)
+    assert f"kosmos-2 ({WEIGHTS} is {tmp_path}) or" in str(absent.value)
+    monkeypatch.delenv(WEIGHTS)
+    assert (source_of(row), "is not set" in remedy(row)) == ("a/b", True)
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen3vl-2b", "tiny-qwen3vl-8b"])

@@ -20,12 +20,12 @@ def prepare_questions(
 ) -> Manifest:
     """Write the stage's data. folders: of its rows, by name; those made here need none.
 
-    KeyError for a row without a folder, FileNotFoundError for one without its files.
+    ValueError for a row without a folder, FileNotFoundError for one without its files.
     """
     needed = [row for row in stage.rows if row.of_demonstrations or not row.made_here]
     missing = [row.name for row in needed if row.name not in folders]
     if missing:
-        raise KeyError(f"no folder was named for {', '.join(missing)} of the stage {stage.name}")
+        raise ValueError(f"no folder was named for {', '.join(missing)} of the stage {stage.name}")
     sources = {}
     for row in stage.rows:
         folder = folders.get(row.name, Path("."))

@@ -1,0 +1,42 @@
+"""How a job ends with an error: expected ones in a sentence, with the trace within reach."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from vla_platform import cli, places
+
+
+def new_table():
+    raise ValueError("too many values, planted-key")
+
+
+def ended(monkeypatch, main):
+    monkeypatch.setattr(sys, "argv", ["jobs/some_job.py"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    return end.value.code
+
+
+def test_an_expected_error_is_a_sentence_and_its_trace_is_in_a_file(monkeypatch, capsys):
+    monkeypatch.setenv("SOME_API_KEY", "planted-key")
+    assert ended(monkeypatch, new_table) == 2
+    said, place = capsys.readouterr().err.splitlines()
+    assert said == "error: too many values, planted-key"
+    path = Path(place.removeprefix("(its trace: ").removesuffix(")"))
+    assert path == places.home() / "errors" / "some_job.txt"
+    text = path.read_text()
+    assert "test_cli.py" in text and "in new_table" in text
+    assert text.endswith("ValueError: too many values, ***\n")
+
+
+def test_a_home_that_cannot_be_written_hides_no_error(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLA_HOME", str(tmp_path / "file"))
+    assert ended(monkeypatch, new_table) == 2
+    assert capsys.readouterr().err == "error: too many values, planted-key\n"
+
+
+def test_a_missing_key_is_a_mistake_in_the_code_and_keeps_its_trace(monkeypatch):
+    with pytest.raises(KeyError, match="foo"):
+        cli.run(lambda: {}["foo"])
