@@ -17,10 +17,6 @@ from vla_platform.contest import Rules
 from vla_platform.trained import Setting
 
 from envs.benchmarks import benchmark
-from tests.dashboards.builder import Builder, share
-from vlm4vla.run import Run
-
-from envs.benchmarks import benchmark
 from tests import printed
 from tests.dashboards.builder import Builder, share
 from vlm4vla.run import Run
