@@ -5,6 +5,8 @@ Needs `pip install "vlm4vla-platform[diffusion]"`. Shape suffixes as in `vlm4vla
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,7 +34,7 @@ class Diffusion(Decoder):
                 "the diffusion decoder needs diffusers: pip install "
                 '"vlm4vla-platform[diffusion]", or take the regression decoder'
             ) from error
-        self.unet = diffusers.UNet2DModel(
+        self.unet: Any = diffusers.UNet2DModel(
             sample_size=size,
             in_channels=self.channels + width,
             out_channels=self.channels,
@@ -42,7 +44,7 @@ class Diffusion(Decoder):
             layers_per_block=1,
             norm_num_groups=8,
         )
-        self.noising = diffusers.DDIMScheduler(
+        self.noising: Any = diffusers.DDIMScheduler(
             num_train_timesteps=NOISE_LEVELS,
             beta_schedule="squaredcos_cap_v2",
             prediction_type="sample",
