@@ -88,7 +88,7 @@ def scatter(views: Sequence[TableView], scores: Sequence[Score]) -> dict[str, An
 def _placed(row: str, scores: Sequence[Score]) -> Capability | None:
     try:
         return capability(row, scores)
-    except KeyError:  # a family of one's own, for which A.4 names no benchmarks
+    except ValueError:  # a family of one's own, for which A.4 names no benchmarks
         return None
 
 

@@ -25,6 +25,7 @@ def train(monkeypatch, *arguments):
 def test_prepared_demonstrations_need_no_simulator(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLA_HOME", str(tmp_path))
     store = open_store(str(tmp_path / "store"))
+    store.put(f"datasets/{DATA}/manifest.json", b"{}")
     run = Run("tiny-paligemma-1", ROW.name, steps=4, dataset=DATA).resolved(ROW.recipe)
     artifacts.complete_policy(store, run.id(ROW), 4, "0" * 64)
     flags = ("--backbone", run.backbone, "--steps", 4, "--store", store.url)
@@ -35,6 +36,8 @@ def test_prepared_demonstrations_need_no_simulator(tmp_path, monkeypatch, capsys
 
 
 def test_a_backbone_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys):
+    store = open_store(str(tmp_path / "store"))
+    store.put(f"datasets/{DATA}/manifest.json", b"{}")
     flags = ("--backbone", "qwen3vl-30b-a3b", "--preset", "cluster", "--dataset", DATA)
-    assert train(monkeypatch, *flags, "--store", tmp_path / "store") == 2
+    assert train(monkeypatch, *flags, "--store", store.url) == 2
     assert "take --preset 4x8-a100 or other backbones" in capsys.readouterr().err
