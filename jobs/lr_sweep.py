@@ -15,9 +15,10 @@ from typing import Any
 
 from ray import tune
 from vla_platform import cli, study_cli
+from vla_platform.cluster import CLUSTERS
 
 from envs.benchmarks import benchmark
-from vlm4vla import laptop, science
+from vlm4vla import fits, laptop, science
 from vlm4vla.backbones import backbone
 from vlm4vla.run import Run
 
@@ -48,6 +49,7 @@ def main() -> int:
     if args.search == "optuna":
         space = {"backbone": tune.choice(names), "lr": tune.loguniform(min(lrs), max(lrs))}
         wanted = study_cli.search(args, "lr", {**space, "seed": args.seed})
+        fits.require(names, study.cluster, CLUSTERS)
         some = [make({"backbone": name, "lr": lrs[0], "seed": args.seed}) for name in names]
         return study_cli.show_search(args, study.search(wanted, make, some), columns)
     axes = {"backbone": names, "lr": lrs, "seed": study_cli.seeds(args)}

@@ -128,7 +128,11 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     def stored(run: str) -> Sequence[int]:
         return saved_steps(store, run)
 
-    plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks)
+    @cache
+    def data(name: str) -> str | None:
+        return args.dataset or artifacts.published_dataset(store, benchmark(name).dataset)
+
+    plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks, data)
     found = on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
     runs = [entry.run for entry in found if entry.run is not None]
     starts = [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import deepspeed
 import torch.distributed as dist
 from torch import Tensor
 
@@ -117,9 +116,11 @@ def _from_first(make: Any) -> Any:
 
 def copy_weights(model: VisionLanguageModel, stage: int) -> dict[str, Tensor]:
     """Every key of the model in worker 0's host memory (tied weights under all their names)."""
+    from deepspeed.zero import GatheredParameters
+
     first, copies = dist.get_rank() == 0, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([tensor], enabled=stage == 3):
+        with GatheredParameters([tensor], enabled=stage == 3):
             if first:
                 copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return copies

@@ -1,19 +1,22 @@
 """How a training is computed: DeepSpeed's engine, its optimiser and their options.
 
-Nothing here changes which samples a training sees, so none of it is part of a `Run`.
+Nothing here changes which samples a training sees, so none of it is part of a `Run`. DeepSpeed
+is imported by workers alone, where it is used: drivers only describe trainings.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm4vla.vlm import VisionLanguageModel, hidden_width
+
+if TYPE_CHECKING:
+    import deepspeed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMISERS = ("adamw", "fused", "offload")
@@ -126,6 +129,8 @@ def start(
     engine: Engine, model: VisionLanguageModel, lr: float, batch: int
 ) -> deepspeed.DeepSpeedEngine:
     """DeepSpeed's engine around the model, in the process group that is already there."""
+    import deepspeed
+
     if engine.checkpointing:
         model.vlm.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = model.optimised_parameters()
@@ -155,10 +160,12 @@ def start(
 
 def _prepare_stage_3(model: VisionLanguageModel, config: dict[str, Any]) -> None:
     """Fetch a mixture of experts whole: which of its experts run differs between workers."""
+    from deepspeed.utils import set_z3_leaf_modules
+
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden_width(model.vlm)
     blocks = {type(m) for m in model.modules() if type(m).__name__.endswith("SparseMoeBlock")}
     if blocks:
-        deepspeed.utils.set_z3_leaf_modules(model, list(blocks))
+        set_z3_leaf_modules(model, list(blocks))
 
 
 def _optimiser(

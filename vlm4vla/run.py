@@ -41,7 +41,7 @@ def _check(name: str, value: object, kind: type) -> None:
 class Run:
     """One training. `None` means "as the benchmark's recipe says"; `resolved` fills it in.
 
-    dataset: id of prepared demonstrations, None for the benchmark's published ones.
+    dataset: id of the prepared demonstrations, None while it is not said which.
     freeze: groups that get no gradient (Table 3). init: Table 8. prompt: Table 6.
     image_px: Table 7. aux: id of the auxiliary stage the backbone starts from (Table 10).
     """

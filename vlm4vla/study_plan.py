@@ -14,6 +14,8 @@ from vlm4vla.study import BASELINES, Entry, Figure, Table, on, trainings
 
 Stored = Callable[[str], Sequence[int]]
 """A run's id -> the steps of its complete checkpoints, ascending."""
+Data = Callable[[str], str | None]
+"""A benchmark's name -> the id of the demonstrations to train on, None where nobody knows yet."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Plan:
     seeds: Sequence[int]
     stored: Stored
     benchmarks: Sequence[str] = ()
+    data: Data = lambda benchmark: None
 
     def bill(self, part: Table | Figure) -> Bill:
         return _bill(self._of([part]), self.stored)
@@ -103,16 +106,21 @@ class Plan:
 
     def _of(self, parts: Iterable[Table | Figure]) -> list[Entry]:
         found = (e for part in parts for seed in self.seeds for e in part.entries(seed))
-        return on(self.benchmarks, found)
+        return on(self.benchmarks, map(self._named, found))
 
     def _experts(self, part: Table | Figure | None = None) -> list[Entry]:
         names = {p.name for p in ([part] if part else self.chosen)}
         found = on(self.benchmarks, (entry for entry in BASELINES if entry.table in names))
-        return list(dict.fromkeys(_seeded(entry, seed) for seed in self.seeds for entry in found))
+        seeded = (_with(entry, seed=seed) for seed in self.seeds for entry in found)
+        return list(dict.fromkeys(map(self._named, seeded)))
+
+    def _named(self, entry: Entry) -> Entry:
+        """The entry, its data's id with it: two preparations of one dataset are two trainings."""
+        return _with(entry, dataset=self.data(entry.run.benchmark)) if entry.run else entry
 
 
-def _seeded(entry: Entry, seed: int) -> Entry:
-    return dataclasses.replace(entry, run=entry.run and dataclasses.replace(entry.run, seed=seed))
+def _with(entry: Entry, **changed: Any) -> Entry:
+    return dataclasses.replace(entry, run=entry.run and dataclasses.replace(entry.run, **changed))
 
 
 def _bill(entries: Iterable[Entry], stored: Stored) -> Bill:

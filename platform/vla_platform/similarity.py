@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from envs.benchmarks import benchmark
 from vla_platform import artifacts, stages
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import Cluster
@@ -57,20 +56,13 @@ def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: i
         if any(not store.exists(_key(run, name, each.step)) for each in found)
     }
     if left:
-        dataset = told.get("dataset") or _published(store, told["benchmark"])
+        dataset = told["dataset"]
         task = ray.remote(
             num_cpus=min(1.0, cluster.cpus_per_worker),
             num_gpus=min(1.0, cluster.gpus_per_worker),
         )(_compare)
         ray.get(task.remote(store, compare, found, dataset, left, frames))
     return rows(store, run)
-
-
-def _published(store: Store, name: str) -> str:
-    found = artifacts.published_dataset(store, benchmark(name).dataset)
-    if found is None:
-        raise ValueError(f"{store.url} has no prepared data of {name}: jobs/prepare_data.py")
-    return found
 
 
 def _references(store: Store, backbone: str) -> dict[str, Checkpoint | None]:

@@ -83,7 +83,6 @@ class Study:
         checkpoint: the winner as `jobs/evaluate.py --policy` takes it; digest: of its weights.
         """
         chosen = dataclasses.asdict(self.completed(run))  # type: ignore[call-overload]
-        chosen |= {"dataset": self.setting(run.benchmark).dataset}
         chosen |= {"freeze": "+".join(chosen["freeze"])}
         winner = standing.selection.winner.checkpoint
         named = {"run": winner.run, "checkpoint": f"{winner.run}@{winner.step}"}

@@ -127,10 +127,8 @@ class Setting:
 
     def completed(self, run: R) -> R:
         """The run as it is trained, nothing left open: on this data, by the benchmark's recipe."""
-        row = self.benchmark
-        published = isinstance(self.data, str) and self.data.rpartition("-")[0] == row.dataset
-        dataset = None if published else self.dataset
-        return dataclasses.replace(run, dataset=dataset).resolved(row.recipe)  # type: ignore[type-var]
+        named = dataclasses.replace(run, dataset=self.dataset)  # type: ignore[type-var]
+        return named.resolved(self.benchmark.recipe)
 
 
 def data_of(

@@ -41,6 +41,8 @@ ALLOCATOR = {
 }
 """Of workers that compute on a CPU: glibc keeps a step's activations for the next one, in huge
 pages. Asking the kernel for them anew took up to a tenth of a step (`make bench-train`)."""
+ON_CPU = ALLOCATOR | {"DS_ACCELERATOR": "cpu"}
+"""Environment of such workers: DeepSpeed is told what it would warn of."""
 MAX_FAILURES = 3
 """Failed attempts in a row of which none gets as far as a new checkpoint."""
 FINAL = (
@@ -123,7 +125,7 @@ def _attempt(worker: _Worker, run: str, cluster: Cluster) -> None:
             failure_config=FailureConfig(max_failures=0),
             # Ray Train V2 has it, the annotations do not.
             worker_runtime_env={  # type: ignore[call-arg]
-                "env_vars": {} if cluster.gpus_per_worker else ALLOCATOR
+                "env_vars": {} if cluster.gpus_per_worker else ON_CPU
             },
         ),
     )

@@ -16,6 +16,7 @@ from vla_platform.contest import Entrant, Standing
 from vla_platform.store import open_store
 from vla_platform.study import Study
 
+from envs.benchmarks import benchmark
 from vlm4vla import science
 from vlm4vla.run import Run
 from vlm4vla.selection import select
@@ -52,17 +53,28 @@ def test_dry_run_of_everything(tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_sees_what_is_in_the_store(tmp_path, monkeypatch):
-    store, entry = open_store(str(tmp_path / "store")), TABLES["table10"].entries()[0]
+    store, out = open_store(str(tmp_path / "store")), tmp_path / "plan.json"
+    first, second = "calvin_abc_d-0123456789ab", "calvin_abc_d-ba9876543210"
+    run = replace(TABLES["table10"].entries()[0].run, dataset=first)
     for step in (0, 10_000, 30_000):
-        artifacts.complete_policy(store, entry.id, step, "0" * 64)
-    out = tmp_path / "plan.json"
-    tables = ("--tables", "10", "1")
-    assert study(monkeypatch, store.url, "--dry-run", *tables, "--json", out) == 0
-    made = json.loads(out.read_text())
-    assert (made["entries"], made["trainings"]) == (18, 16)
+        artifacts.complete_policy(store, run.id(benchmark("calvin")), step, "0" * 64)
+
+    def plan(*flags):
+        tables = ("--tables", "10", "1")
+        assert study(monkeypatch, store.url, "--dry-run", *tables, *flags, "--json", out) == 0
+        made = json.loads(out.read_text())
+        assert (made["entries"], made["trainings"]) == (18, 16)
+        return made
+
+    assert plan()["stored"] == 0, "nobody knows yet what calvin's data are"
+    artifacts.dataset_put(store, first)(artifacts.MANIFEST, b"{}")
+    made = plan()
     assert (made["stored"], made["checkpoints"]) == (1, 2)
     assert [t["stored"] for t in made["tables"].values()] == [1, 1]
     assert made["gpu_hours_left"] < made["gpu_hours"]
+    artifacts.dataset_put(store, second)(artifacts.MANIFEST, b"{}")
+    assert plan("--dataset", first)["stored"] == 1
+    assert plan("--dataset", second)["stored"] == 0
 
 
 def test_dry_run_bills_every_seed(tmp_path, monkeypatch):

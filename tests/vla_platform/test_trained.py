@@ -79,12 +79,13 @@ def test_data_prepared_twice_are_not_chosen_from(folder):
         data_of(folder, CALVIN, CALVIN.tasks)
 
 
-def test_a_run_on_published_data_is_the_papers_and_any_other_names_its_data(folder):
+def test_a_run_is_of_its_data_however_they_are_called(folder):
     run, row = Run("qwen3vl-2b", "calvin"), CALVIN
-    published = setting(folder, row, prepared(folder, "calvin_abc_d-0123456789ab"))
-    assert published.completed(run).id(row) == run.id(row)
-    other = setting(folder, row, "mine-0123456789ab")
-    assert other.completed(run).dataset == "mine-0123456789ab"
+    names = ("calvin_abc_d-0123456789ab", "calvin_abc_d-ba9876543210", "mine-0123456789ab")
+    first, second, other = (setting(folder, row, name) for name in names)
+    made = [each.completed(run) for each in (first, second, other)]
+    assert [each.dataset for each in made] == list(names)
+    assert len({each.id(row) for each in made}) == 3, "a published dataset prepared twice is two"
     with pytest.raises(ValueError, match="mine-0123456789ab is not complete"):
         ensure_dataset(other)
 

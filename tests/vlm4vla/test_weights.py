@@ -16,6 +16,7 @@ from vlm4vla.policies import ActionQueryPolicy, build_policy
 from vlm4vla.released import import_released, our_name, policy_state
 from vlm4vla.run import Run
 from vlm4vla.sources import WEIGHTS, remedy, source_of
+from vlm4vla.stages import STAGES
 from vlm4vla.tokenizers import qwen_tokenizer, tokenizer_of
 
 
@@ -86,6 +87,18 @@ def test_full_size_files_on_disk_are_found_by_their_rows_name(
     assert f"kosmos-2 ({WEIGHTS} is {tmp_path}) or" in str(absent.value)
     monkeypatch.delenv(WEIGHTS)
     assert (source_of(row), "is not set" in remedy(row)) == ("a/b", True)
+
+
+def test_a_stages_published_weights_are_looked_for_on_disk_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WEIGHTS, str(tmp_path))
+    (tmp_path / "robobrain2").mkdir()  # without a file in it
+    run = Run("qwen2.5vl-7b", "calvin", aux=STAGES["robobrain2"].id)
+    with pytest.raises(FileNotFoundError) as absent:
+        build_policy(run, 10)
+    assert f"no weights for 'robobrain2': {tmp_path}/robobrain2 cannot" in str(absent.value)
+    assert f"BAAI/RoboBrain2.0-7B into {WEIGHTS}/robobrain2" in str(absent.value)
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen3vl-2b", "tiny-qwen3vl-8b"])

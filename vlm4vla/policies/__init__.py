@@ -82,13 +82,14 @@ def _staged(aux: str, row: Backbone, file: Path | None, dtype: torch.dtype) -> A
     """The backbone as its stage left it: trained here, or published."""
     if file is not None:
         return stored.staged(row, file, dtype)
-    published = stage_of(aux).weights
-    if published is None:
+    stage = stage_of(aux)
+    if stage.weights is None:
         raise ValueError(
             f"the run starts from the auxiliary stage {aux}, whose weights were not passed: "
             "train the stage first, or train the run through the platform, which does"
         )
-    return stored.pretrained(row, published, dtype)
+    theirs = dataclasses.replace(row, name=stage.name, hub_id=stage.weights)
+    return stored.pretrained(theirs, dtype=dtype)
 
 
 __all__ = ["POLICIES", "ActionQueryPolicy", "Normaliser", "VlmPolicy", "build_policy"]
