@@ -36,11 +36,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Task:
-    """Sums over a task's episodes. wall_s, steps: totals."""
+    """Sums over a task's episodes. wall_s, steps: totals. states: initial states, played once or
+    repeatedly."""
 
     name: str
     successes: int
     trials: int
+    states: int
     completed: int
     steps: int
     wall_s: float
@@ -72,6 +74,10 @@ class Cell:
         return sum(task.trials for task in self.tasks)
 
     @property
+    def states(self) -> int:
+        return sum(task.states for task in self.tasks)
+
+    @property
     def unfinished_episodes(self) -> int:
         """Episodes of which only infrastructure errors are known."""
         return len({failure.key for failure in self.failures if not failure.finished})
@@ -79,16 +85,17 @@ class Cell:
     def outcomes(self, chained: bool = False) -> dict[str, dict[int, float]]:
         """task -> initial state -> outcome: success, or subtasks completed of a chain.
 
-        ValueError where one state was played twice (other seeds or instructions).
+        The mean of a state's repeats (other seeds).
         """
         names = ("task", "initial_state", "completed" if chained else "success")
         columns = [self.table[name].to_pylist() for name in names]
-        found: dict[str, dict[int, float]] = defaultdict(dict)
+        found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for task, state, outcome in zip(*columns, strict=True):
-            if state in found[task]:
-                raise ValueError(f"{task} #{state} was played more than once in cell {self.id}")
-            found[task][state] = float(outcome)
-        return dict(found)
+            found[task][state].append(float(outcome))
+        return {
+            task: {state: sum(repeats) / len(repeats) for state, repeats in states.items()}
+            for task, states in found.items()
+        }
 
 
 def last_line(text: str) -> str:
@@ -99,7 +106,8 @@ def last_line(text: str) -> str:
 def tasks_of(table: pa.Table) -> tuple[Task, ...]:
     """Sums by task of rows."""
     sums = table.group_by("task", use_threads=False).aggregate(
-        [(name, "sum") for name in ("success", "completed", "steps", "wall_s")] + [("key", "count")]
+        [(name, "sum") for name in ("success", "completed", "steps", "wall_s")]
+        + [("key", "count"), ("initial_state", "count_distinct")]
     )
     rows: Sequence[dict[str, Any]] = sums.sort_by("task").to_pylist()
     return tuple(
@@ -107,6 +115,7 @@ def tasks_of(table: pa.Table) -> tuple[Task, ...]:
             row["task"],
             int(row["success_sum"]),
             row["key_count"],
+            row["initial_state_count_distinct"],
             row["completed_sum"],
             row["steps_sum"],
             row["wall_s_sum"],

@@ -28,13 +28,18 @@ class Estimate(NamedTuple):
     high: float
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a success rate (Wilson 1927), 95% by default."""
+def wilson(successes: float, trials: int, states: int | None = None) -> tuple[float, float]:
+    """The Wilson score interval of a success rate (Wilson 1927), 95%.
+
+    states: initial states of which the trials are repeats, if not one each. Repeats say how a
+    policy varies, not how hard other states are, so the interval is as wide as theirs.
+    """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes in {trials} trials is not a rate")
-    rate, share = successes / trials, z * z / trials
+    number = trials if states is None else states
+    rate, share = successes / trials, Z95 * Z95 / number
     centre = (rate + share / 2) / (1 + share)
-    half = z * math.sqrt(rate * (1 - rate) / trials + share / trials / 4) / (1 + share)
+    half = Z95 * math.sqrt(rate * (1 - rate) / number + share / number / 4) / (1 + share)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -178,9 +178,9 @@ def _part_score(column: str, columns: Sequence[str], found: RunScore | None) -> 
     row = protocol(found.run.benchmark)
     assert row is not None
     chain = row.chain > 1
-    least = (columns.index(column) + 0.5) / row.chain if chain else 0.5
+    least = (columns.index(column) + 0.5) / row.chain
     values = [
-        value >= least
+        float(value >= least) if chain else value
         for task, states in found.winner.items()
         for state, value in states.items()
         if state < row.trials and (chain or column in task)

@@ -152,10 +152,7 @@ def grids(run: Run) -> list[dict[str, Any]]:
 def _shown(cell: Cell) -> dict[str, Any]:
     """A cell's value in the paper's unit: the mean over tasks, as the paper averages."""
     name = str(cell.fields["benchmark"])
-    try:
-        value = scaled(stratified(outcomes(cell)), unit(name)) if cell.trials else None
-    except ValueError:  # a state that was played twice has no single outcome
-        value = None
+    value = scaled(stratified(outcomes(cell)), unit(name)) if cell.trials else None
     return {"cell": cell, "value": value, "decimals": 2 if chained(name) else 0}
 
 
@@ -188,7 +185,7 @@ def tasks(run: Run, one: RunScore) -> dict[str, Any] | None:
 def _rate(task: Any) -> TaskRate | None:
     if task is None or not task.trials:
         return None
-    ends = (100 * end for end in wilson(task.successes, task.trials))
+    ends = (100 * end for end in wilson(task.successes, task.trials, task.states))
     rate = Estimate(100 * task.successes / task.trials, *ends)
     return TaskRate(rate, task.successes, task.trials)
 

@@ -102,10 +102,7 @@ def _score(run: Run, cells: Sequence[Cell]) -> tuple[Score, Outcomes]:
     row = protocol(run.benchmark)
     if row is None:
         return Score(MISSING, f"benchmark {run.benchmark!r} is unknown to this code"), {}
-    try:
-        played = {Place(run.step_of(c), c.fields["horizon"]): outcomes(c) for c in cells}
-    except ValueError as error:
-        return Score(BROKEN, str(error)), {}
+    played = {Place(run.step_of(c), c.fields["horizon"]): outcomes(c) for c in cells}
     found = score(row, played)
     if run.steps is not None and run.trained < run.steps:
         found = replace(
@@ -120,7 +117,8 @@ def _control(cells: Iterable[Cell]) -> Estimate | None:
     if len(sound) != 1:  # several horizons or checkpoints are not one control
         return None
     won, played = sound[0].successes, sound[0].trials
-    return Estimate(100 * won / played, *(100 * end for end in wilson(won, played)))
+    ends = wilson(won, played, sound[0].states)
+    return Estimate(100 * won / played, *(100 * end for end in ends))
 
 
 def spread(run: Run) -> list[float]:

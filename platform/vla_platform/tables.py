@@ -9,7 +9,8 @@ from vla_platform.cells import Summary, TaskScore
 from vla_platform.evaluation import Result
 from vla_platform.ledger import Ledger
 
-Interval = Callable[[int, int], tuple[float, float]]
+Interval = Callable[[int, int, int], tuple[float, float]]
+"""Successes, trials and the initial states that they are of -> the ends of the rate's interval."""
 Row = Mapping[str, Any]
 TOTAL = "all"
 
@@ -20,7 +21,9 @@ def rows_of(ledger: Ledger, results: Sequence[Result], interval: Interval) -> li
     for result in results:
         wanted = result.wanted
         summary = ledger.summary(wanted.cell(), wanted.episodes(), allow_missing=True)
-        rows += [_row(result, score, interval) for score in _with_total(summary)]
+        counts = [*(wanted.trials for _ in summary.tasks), wanted.trials * len(summary.tasks)]
+        pairs = zip(_with_total(summary), counts, strict=True)
+        rows += [_row(result, score, states, interval) for score, states in pairs]
     return rows
 
 
@@ -29,8 +32,9 @@ def _with_total(summary: Summary) -> list[TaskScore]:
     return [*summary.tasks, total]
 
 
-def _row(result: Result, score: TaskScore, interval: Interval) -> dict[str, Any]:
-    low, high = interval(score.successes, score.trials) if score.trials else (0.0, 1.0)
+def _row(result: Result, score: TaskScore, states: int, interval: Interval) -> dict[str, Any]:
+    played = min(states, score.trials)  # each of them first, before any repeat
+    low, high = interval(score.successes, score.trials, played) if played else (0.0, 1.0)
     return {
         "backbone": result.name,
         "checkpoint": result.label,

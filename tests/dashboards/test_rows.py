@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from vla_platform.evaluation import REPEAT
 from vla_platform.rows import ROWS as LEDGER_ROWS
 from vla_platform.rows import SCHEMA as LEDGER_SCHEMA
 from vla_platform.rows import encode_row
@@ -63,6 +64,17 @@ def test_a_compacted_cell_is_complete(builder):
     push, reach = found.tasks
     assert (push.name, push.successes, reach.successes, reach.steps) == ("push", 2, 7, 400)
     assert found.outcomes()["reach"][9] == 1.0
+
+
+def test_repeats_of_a_state_count_as_one(builder):
+    cell = builder.cell("r", 10, 2, "tabletop")
+    for repeat, won in enumerate((True, False, False)):
+        episode = cell.episode("reach", 3, 3 + repeat * REPEAT, "")
+        builder.ledger.commit(made(cell, "reach", 3, won, episode=episode))
+    builder.ledger.commit(made(cell, "reach", 4, True))
+    found = one_cell(builder)
+    assert (found.successes, found.trials, found.states) == (2, 4, 2)
+    assert found.outcomes() == {"reach": {3: pytest.approx(1 / 3), 4: 1.0}}
 
 
 def test_loose_rows_are_unfinished_until_compacted(builder):

@@ -51,6 +51,11 @@ def test_wilson_holds_the_rate_and_mirrors(counts: tuple[int, int]):
     assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low))
 
 
+def test_repeats_of_a_state_are_no_further_evidence():
+    assert wilson(285, 300, 100) == pytest.approx(wilson(95, 100))
+    assert wilson(270, 300, 300) == wilson(270, 300)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 5)])
 def test_what_is_no_rate_is_refused(counts: tuple[int, int]):
     with pytest.raises(ValueError, match="not a rate"):
