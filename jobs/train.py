@@ -63,7 +63,8 @@ def main() -> int:
     chosen = {field: getattr(args, field) for field in CHOSEN}
     run = training_of(setting, Run(name, row.name, freeze=tuple(args.freeze), **chosen))
     if not trained(setting, run):
-        fits.require([name], cluster, CLUSTERS, args.image_px, args.freeze)
+        alone = replace(cluster, gpu_share=0)  # nothing is rolled out beside it
+        fits.require([name], alone, CLUSTERS, args.image_px, args.freeze)
         session.connect()
         print(f"{run.name}: training run {run.id} on {setting.dataset}", flush=True)
         ensure_trained(setting, run)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from envs.api import ActionSpec, Benchmark
 from vlm4vla.data.normalise import Normaliser
+from vlm4vla.engine import DTYPES
 from vlm4vla.policies import VlmPolicy, build_policy
 from vlm4vla.run import Run
 
@@ -56,14 +58,24 @@ def save_description(
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 
-def load_policy(folder: Path, description: str = DESCRIPTION, weights: str = WEIGHTS) -> VlmPolicy:
-    """The policy in a folder, ready to act; FileNotFoundError when a file is missing.
+def load_policy(
+    folder: Path, description: str = DESCRIPTION, weights: str = WEIGHTS, precision: str = "fp32"
+) -> VlmPolicy:
+    """The policy in a folder, ready to act, on the GPU where this process sees one.
 
-    description, weights: names of the two files. A tokenizer in the folder is used.
+    description, weights: names of the two files. A tokenizer in the folder is used. precision:
+    one of `vlm4vla.engine.DTYPES`, of everything as in training. FileNotFoundError when a file
+    is missing.
     """
     run, chunk, about = described((folder / description).read_bytes())
     source = folder if (folder / TOKENIZER).exists() else None
-    return build_policy(run, chunk, weights=folder / weights, source=source, **about).eval()
+    dtype = DTYPES[precision]
+    policy = build_policy(
+        run, chunk, weights=folder / weights, source=source, dtype=dtype, **about
+    ).eval()
+    for parameter in policy.parameters():  # buffers stay: 16 bits would round rotary frequencies
+        parameter.data = parameter.data.to(dtype)
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def described(data: bytes) -> tuple[Run, int, dict[str, Any]]:

@@ -7,8 +7,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from vlm4vla.backbones import backbone
-from vlm4vla.planner import RESERVE, Setup, plan, words_of
+from vlm4vla.planner import PRECISION_BYTES, RESERVE, Setup, plan, words_of
+from vlm4vla.sizes import count, meta_model
 
+ANSWERING = 1_500_000_000
+"""Bytes that a replica takes beside its policy's weights: activations of a batch, CUDA itself.
+Assumed."""
 COUNTS = (*range(2, 9), 16, 32)
 """Numbers of workers that a refusal looks through for one that fits."""
 
@@ -16,7 +20,8 @@ COUNTS = (*range(2, 9), 16, 32)
 class Spread(Protocol):
     """What is asked of a cluster: `vla_platform.cluster.Cluster` is one.
 
-    gpu_gb: memory of a GPU in 1e9 bytes, of which a worker has the share `gpus_per_worker`.
+    gpu_gb: memory of a GPU in 1e9 bytes, of which a worker has the share `gpus_per_worker` and a
+    replica, which answers rollouts in the precision `answers_in`, `gpu_share`.
     """
 
     @property
@@ -25,14 +30,19 @@ class Spread(Protocol):
     def gpus_per_worker(self) -> float: ...
     @property
     def gpu_gb(self) -> float: ...
+    @property
+    def gpu_share(self) -> float: ...
+    @property
+    def answers_in(self) -> str: ...
     def engine(self) -> dict[str, Any]: ...
 
 
 def that_fit(names: Iterable[str], cluster: Spread) -> list[str]:
-    """Those whose training fits, in their order; all where nothing trains on GPUs."""
+    """Those whose training and policy fit, in their order; all where nothing is on GPUs."""
     names = list(names)
     lacking = _lacking(names, setup_of(cluster), _room(cluster, cluster.gpu_gb))
-    return [name for name in names if name not in lacking]
+    silent = _silent(names, cluster, cluster.gpu_gb)
+    return [name for name in names if name not in lacking and name not in silent]
 
 
 def require(
@@ -51,6 +61,14 @@ def require(
         raise ValueError(
             f"{takes} of a GPU, and a worker has {room:g} ({words_of(wanted)}): take "
             f"{' or '.join([*remedies, 'other backbones'])}; --gpu-gb says what yours have"
+        )
+    if silent := _silent(names, cluster, cluster.gpu_gb):
+        takes = ", ".join(f"{name} takes {size:.0f} GB" for name, size in silent.items())
+        room = min(1.0, cluster.gpu_share) * cluster.gpu_gb
+        raise ValueError(
+            f"{takes} of a GPU while it answers rollouts in {cluster.answers_in}, and a replica "
+            f"has {room:g}: take a preset that gives it a whole GPU, or other backbones; "
+            "--gpu-gb says what yours have"
         )
 
 
@@ -75,6 +93,19 @@ def _lacking(names: Sequence[str], setup: Setup, room: float) -> dict[str, float
         name: (plan(backbone(name), setup).total + RESERVE) / 1e9 for name in dict.fromkeys(names)
     }
     return {name: size for name, size in sizes.items() if size > room}
+
+
+def _silent(names: Sequence[str], cluster: Spread, gpu_gb: float) -> dict[str, float]:
+    """What the policy of each that does not fit takes of a replica's GPU, in 1e9 bytes."""
+    share = min(1.0, cluster.gpu_share)
+    if not share:
+        return {}
+    width = PRECISION_BYTES[cluster.answers_in]
+    sizes = {
+        name: (width * count(meta_model(backbone(name)).parameters()) + ANSWERING) / 1e9
+        for name in dict.fromkeys(names)
+    }
+    return {name: size for name, size in sizes.items() if size > share * gpu_gb}
 
 
 def _room(cluster: Spread, gpu_gb: float) -> float:
@@ -106,4 +137,6 @@ def _with(wanted: Setup, other: Spread) -> Setup:
 
 def _hold(names: Sequence[str], setup: Setup, other: Spread, cluster: Spread) -> bool:
     room = _room(other, cluster.gpu_gb)
-    return not any(_lacking([name], setup, room) for name in names)  # the first ends it
+    if any(_lacking([name], setup, room) for name in names):  # the first ends it
+        return False
+    return not _silent(names, other, cluster.gpu_gb)

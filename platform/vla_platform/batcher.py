@@ -24,8 +24,9 @@ GATHER_SHARE = 0.5
 """…and this share of what the last batch took. The shorter of the two; the longer one where it
 is known how many may yet come: a batch that leaves half of them behind costs as much as a full
 one."""
-MOST_POLICIES = 4
-"""Checkpoints kept in memory; the least recently used leaves first."""
+MOST_POLICIES = 2
+"""Checkpoints kept in memory: the one in use, and the one that episodes still in flight use. The
+least recently used leaves before another is loaded."""
 
 
 class Policy(Protocol):
@@ -141,11 +142,20 @@ class Batcher:
 
     def _policy(self, request: _Request) -> Policy:
         digest = request.checkpoint.digest
-        policy = self.policies.pop(digest, None) or self.load(request.checkpoint)
+        policy = self.policies.pop(digest, None) or self._loaded(request.checkpoint)
         self.policies[digest] = policy
-        while len(self.policies) > MOST_POLICIES:
-            self.policies.pop(next(iter(self.policies)))
         return policy
+
+    def _loaded(self, checkpoint: Checkpoint) -> Policy:
+        while len(self.policies) >= MOST_POLICIES:
+            self.policies.pop(next(iter(self.policies)))
+        try:
+            return self.load(checkpoint)
+        except Exception:
+            if not self.policies:
+                raise
+        self.policies.clear()  # it may have found no room beside them
+        return self.load(checkpoint)
 
     def _answer(self, batch: list[_Request]) -> None:
         """Actions, or for each its own error: one bad observation must not spoil its company."""

@@ -106,6 +106,15 @@ class Cluster:
         """What a training takes at most."""
         return self.workers[1] * self.gpus_per_worker
 
+    @property
+    def answers_in(self) -> str:
+        """Precision of replicas, part of every episode's key: on a GPU the training's, else fp32.
+
+        Weights were rounded to it while they were trained, so nothing is lost, and half the
+        memory is taken.
+        """
+        return self.precision if self.gpu_share else "fp32"
+
     def engine(self) -> dict[str, Any]:
         """How a worker computes, for `vlm4vla.engine.Engine`."""
         return {name: getattr(self, name) for name in ENGINE}

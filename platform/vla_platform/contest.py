@@ -97,7 +97,8 @@ class Standing:
 class Contest:
     """The cells of one run. steps: the checkpoints that will ever compete.
 
-    profile: the run's; `benchmark` is the row on which policies of it are played.
+    profile: the run's; `benchmark` is the row on which policies of it are played. precision: in
+    which they answer.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ class Contest:
         steps: Sequence[int],
         play: Play | None = None,
         profile: str = "paper",
+        precision: str = "fp32",
     ) -> None:
         self.ledger, self.benchmark, self.fingerprint = ledger, benchmark, fingerprint
         self.rules, self.judge, self.play = rules, judge, play
-        self.profile = profile
+        self.profile, self.precision = profile, precision
         self.order = judge.order(rules.tasks, rules.states)
         self.competing = len(steps) * len(rules.horizons)
         self.outcomes: dict[Entrant, list[float]] = {}
@@ -213,6 +215,7 @@ class Contest:
             horizon=entrant.horizon,
             fingerprint=self.fingerprint,
             profile=self.profile,
+            precision=self.precision,
         )
 
     def _nested(self, entrant: Entrant) -> Outcomes:

@@ -7,7 +7,6 @@ in batches of one fixed shape, so an episode's actions do not depend on who shar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from vla_platform.artifacts import Checkpoint
 from vla_platform.batcher import Batcher, Policy
 from vla_platform.store import Store
 
-LoadPolicy = Callable[[Path], Policy]
+LoadPolicy = Callable[..., Policy]
+"""A policy's folder to the policy, in fp32, or as `precision=` says."""
 
 
 class Replica(Batcher):

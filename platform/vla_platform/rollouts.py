@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import ray
@@ -57,7 +58,8 @@ class Pool:
         self.store, self.cluster = store, cluster
         self.replicas = (
             start_replicas(
-                store, load, cluster.batch, cluster.replicas, cluster.gpu_share, cluster.threads
+                *(store, _in_precision(load, cluster.answers_in), cluster.batch),
+                *(cluster.replicas, cluster.gpu_share, cluster.threads),
             )
             if load
             else []
@@ -101,6 +103,10 @@ class Pool:
         self.fleet.close(gently=kind is None)
         for replica in self.replicas:
             ray.kill(replica)
+
+
+def _in_precision(load: LoadPolicy, precision: str) -> LoadPolicy:
+    return load if precision == "fp32" else partial(load, precision=precision)
 
 
 class Round:

@@ -87,7 +87,7 @@ class Scoring(Player):
         instruct: Instruct | None,
         plan: Plan,
     ) -> Result:
-        row = candidate.row
+        row, ours = candidate.row, isinstance(candidate.policy, Checkpoint)
         wanted = Wanted(
             checkpoint=candidate.policy,
             benchmark=row,
@@ -98,6 +98,7 @@ class Scoring(Player):
             first=plan.first,
             mode=plan.mode,
             profile=candidate.profile,
+            precision=self.cluster.answers_in if ours else "fp32",  # a server's is its own
             instruct=instruct,
             repeats=plan.repeats,
         )

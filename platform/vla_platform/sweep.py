@@ -186,6 +186,7 @@ class Sweep(Player):
             trials=trials.each if label == "trained" else -(-trials.each // 2),
             mode=mode,
             profile=run.profile,
+            precision=self.cluster.answers_in,
             instruct=trials.wrong_word if mode == WRONG_WORD else None,
             repeats=trials.repeats if label == "trained" else 1,
         )

@@ -95,6 +95,7 @@ class Trial:
             steps(self.setting, self.run),
             self._play if self.pool else None,
             self.run.profile,
+            self.setting.cluster.answers_in,
         )
 
     def _landing(self) -> Iterator[Checkpoint]:

@@ -1,12 +1,14 @@
 """Batch invariance and errors of an inference replica, without Ray: a Replica is a plain class."""
 
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from vla_platform import artifacts
-from vla_platform.batcher import BadActionsError, _Request, checked
+from vla_platform.artifacts import Checkpoint
+from vla_platform.batcher import MOST_POLICIES, BadActionsError, Batcher, _Request, checked
 from vla_platform.inference import Replica
 from vla_platform.store import open_store
 
@@ -94,6 +96,23 @@ def test_a_policy_that_answers_nothing_like_actions_is_named(tmp_path):
         replica.act(checkpoint, images, texts)
     replica.policies.clear()
     assert replica.act(checkpoint, images, texts).shape == (1, 4, 7)
+
+
+def test_policies_leave_before_another_is_loaded(tmp_path):
+    alive = weakref.WeakSet()
+
+    def load(checkpoint):
+        assert len(alive) < MOST_POLICIES, "three are in memory at once"
+        if checkpoint.digest == "large" and alive:
+            raise MemoryError("no room beside the others")
+        alive.add(policy := Broken(np.zeros((4, 7))))
+        return policy
+
+    batcher = Batcher(load, batch=4, threads=1)
+    seen = Observation(observations(1)[0][0], "reach")
+    for digest in (*"abcab", "large", "a"):
+        answer = batcher.ask(Checkpoint("run", 1, digest), seen)
+        assert answer.result(timeout=10).shape == (4, 7)
 
 
 def test_one_bad_observation_does_not_spoil_its_company(tmp_path):

@@ -1,9 +1,11 @@
 """Every policy kind behind a replica: actions are functions of observation and seed alone."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from vla_platform import artifacts
 from vla_platform.evaluation import REPEAT, Wanted
 from vla_platform.inference import Replica
@@ -75,3 +77,27 @@ def test_a_draw_is_a_function_of_episode_and_replan():
     assert len(set(seeds)) == 6
     assert seeds[0] == draw_seed(first, 0)
     assert all(0 <= seed < 2**60 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backbone"),
+    [*KINDS, ("action_query", "tiny-qwen3vl-2b"), ("action_query", "tiny-kosmos-2")],
+)
+def test_a_policy_answers_in_16_bits_as_it_was_trained_in(tmp_path, kind, backbone):
+    store = open_store(str(tmp_path / "store"))
+    checkpoint = checkpoint_of(store, tmp_path / "policy", kind, backbone)
+    replica = Replica(store, partial(load_policy, precision="bf16"), batch=4, threads=1)
+    images, texts = observations(5)
+    together = replica.act(checkpoint, images, texts)
+    alone = [replica.act(checkpoint, images[i : i + 1], texts[i : i + 1])[0] for i in range(5)]
+    assert np.array_equal(together, np.stack(alone))
+    policy = replica.policies[checkpoint.digest]
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    exact = load_policy(tmp_path / "policy")
+    kept = dict(exact.named_buffers())
+    for name, buffer in policy.named_buffers():
+        if "inv_freq" in name:
+            assert torch.equal(buffer, kept[name]), f"{name}: rotary frequencies were rounded"
+    if kind != "openvla":  # an untrained policy's words are a toss
+        full = Replica(store, load_policy, batch=4, threads=1).act(checkpoint, images, texts)
+        assert np.abs(together - full)[..., :6].max() < 0.1

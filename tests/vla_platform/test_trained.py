@@ -7,7 +7,7 @@ import pytest
 from vla_platform import curves, failures
 from vla_platform.artifacts import Checkpoint
 from vla_platform.cluster import CLUSTERS
-from vla_platform.contest import Rules
+from vla_platform.contest import Entrant, Rules
 from vla_platform.demos import Demonstrations
 from vla_platform.store import open_store
 from vla_platform.study import Study
@@ -127,9 +127,23 @@ def test_a_run_is_scored_by_its_profile(folder):
         contest = Trial(mine, training)._contest()
         assert (contest.profile, contest.benchmark.success_rule) == (profile, rule)
         trials = Trials(row.tasks, 1, 2, None)
-        sweep = SimpleNamespace(benchmark=row, fingerprint="print")
+        sweep = SimpleNamespace(benchmark=row, fingerprint="print", cluster=mine.cluster)
         wanted = Sweep._score(sweep, training, Checkpoint("run", 1, "w"), "trained", "own", trials)
         assert (wanted.cell().profile, wanted.benchmark.success_rule) == (profile, rule)
+
+
+def test_on_gpus_policies_answer_in_the_precision_they_were_trained_in(folder):
+    mine = setting(folder, CALVIN, "mine-0123456789ab")
+    for preset, precision in (("laptop", "fp32"), ("cluster", "bf16"), ("workstation", "bf16")):
+        there = replace(mine, cluster=CLUSTERS[preset])
+        training = training_of(there, Run("qwen3vl-2b", "calvin"))
+        contest = Trial(there, training)._contest()
+        cell = contest._cell(Entrant(Checkpoint("run", 1, "w"), 10))
+        assert cell.precision == precision
+        sweep = SimpleNamespace(benchmark=CALVIN, fingerprint="print", cluster=there.cluster)
+        trials = Trials(CALVIN.tasks, 1, 2, None)
+        wanted = Sweep._score(sweep, training, Checkpoint("run", 1, "w"), "trained", "own", trials)
+        assert wanted.cell().precision == precision
 
 
 def test_experts_demonstrations_of_a_benchmark_are_not_its_published_data(folder):

@@ -53,3 +53,13 @@ def test_pictures_and_frozen_groups_count() -> None:
     with pytest.raises(ValueError, match=r"qwen2\.5vl-3b takes"):
         fits.require(["qwen2.5vl-3b"], small, CLUSTERS)
     fits.require(["qwen2.5vl-3b"], small, CLUSTERS, freeze=("vision", "embed"))
+
+
+def test_the_replica_beside_a_training_needs_room_too() -> None:
+    alone = replace(CLUSTERS["workstation"], gpu_gb=60)
+    with pytest.raises(
+        ValueError, match=r"qwen3vl-8b takes 19 GB .* in bf16, and a replica has 15"
+    ):
+        fits.require(["qwen3vl-8b"], alone, CLUSTERS)
+    assert fits.that_fit(["qwen3vl-8b", "qwen3vl-2b"], alone) == ["qwen3vl-2b"]
+    fits.require(["qwen3vl-8b"], replace(alone, gpu_share=0.5), CLUSTERS)
