@@ -115,6 +115,9 @@ class Benchmark:
     """Expert episodes to try per task when demonstrations are collected here."""
     demonstrations_from: int = 1_000_000
     """Initial states from here on are sampled for demonstrations and never evaluated."""
+    stored_states: Optional[int] = None
+    """Initial states that the benchmark stores, for what is below `demonstrations_from`; None: any
+    number can be made."""
     confirmation_from: Optional[int] = None
     """Fresh initial states of the evaluation's own kind begin here; None: after its `trials`."""
     chain: int = 1

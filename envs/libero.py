@@ -58,6 +58,7 @@ def _row(suite: str) -> Benchmark:
         action_spec=ACTIONS,
         recipe=RECIPE,
         dataset=f"{suite}_no_noops",
+        stored_states=50,
         confirmation_from=2_000_000,
         simulator_args={"suite": suite},
     )

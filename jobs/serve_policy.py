@@ -1,5 +1,7 @@
 """Serve a policy by openpi's protocol, so that robots and other harnesses can ask it.
 
+On this machine's GPU, where it has one:
+
     .venv/bin/python jobs/serve_policy.py --policy RUN --port 8000
     .venv/bin/python jobs/serve_policy.py --policy exported/
     .venv/bin/python jobs/serve_policy.py --backbone tiny-qwen3vl-2b     (untrained, to try it)
@@ -14,6 +16,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from vla_platform import artifacts, cli
 from vla_platform.candidates import policy_files
 from vla_platform.serving import LOOPBACK, TOKEN, PolicyServer, check_address
@@ -51,6 +54,7 @@ def main() -> int:
     token = os.environ.get(TOKEN) or None
     check_address(args.host, token)
     policy, identity = trained(args.policy, args.store) if args.policy else untrained(args)
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
     declared = {
         "policy": identity,
         "backbone": policy.row.name,

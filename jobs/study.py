@@ -9,7 +9,6 @@ Entries that tables share are trained once; the same command continues after any
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -137,9 +136,7 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
     runs = [entry.run for entry in found if entry.run is not None]
     starts = [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs]
     missing = needs.lacking(store, starts, args.dataset)
-    if args.json:
-        told = {**plan.as_json(), "missing": missing}
-        args.json.write_text(json.dumps(told, indent=1) + "\n")
+    cli.write_json(args.json, {**plan.as_json(), "missing": missing})
     show(plan, store)
     if missing:
         print("\n  ".join(["Data to prepare first:", *missing]))

@@ -59,12 +59,14 @@ def test_imports_follow_the_arrows(room):
 
 
 def test_envs_need_numpy_alone_at_import():
-    names = [p.stem for p in (ROOT / "envs").glob("*.py") if not p.stem.startswith("__")]
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "envs").rglob("*.py")]
+    names = [".".join(path.parts) for path in paths if not path.stem.startswith("__")]
     code = f"""
 import importlib, sys
-for name in {names}: importlib.import_module("envs." + name)
-roots = {{name.split(".")[0] for name in sys.modules}}
-print(sorted(roots & {{"torch", "ray", "libero", "mujoco", "pybullet", "sapien", "PIL"}}))
+before = set(sys.modules)
+for name in {names}: importlib.import_module(name)
+roots = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(roots - set(sys.stdlib_module_names) - {{"envs", "numpy"}}))
 """
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

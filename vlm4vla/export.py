@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -59,13 +58,17 @@ def save_description(
 
 
 def load_policy(
-    folder: Path, description: str = DESCRIPTION, weights: str = WEIGHTS, precision: str = "fp32"
+    folder: Path,
+    description: str = DESCRIPTION,
+    weights: str = WEIGHTS,
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
 ) -> VlmPolicy:
-    """The policy in a folder, ready to act, on the GPU where this process sees one.
+    """The policy in a folder, ready to act; FileNotFoundError when a file is missing.
 
     description, weights: names of the two files. A tokenizer in the folder is used. precision:
-    one of `vlm4vla.engine.DTYPES`, of everything as in training. FileNotFoundError when a file
-    is missing.
+    one of `vlm4vla.engine.DTYPES`, of everything as in training. device: torch's.
     """
     run, chunk, about = described((folder / description).read_bytes())
     source = folder if (folder / TOKENIZER).exists() else None
@@ -75,7 +78,7 @@ def load_policy(
     ).eval()
     for parameter in policy.parameters():  # buffers stay: 16 bits would round rotary frequencies
         parameter.data = parameter.data.to(dtype)
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    return policy.to(device)
 
 
 def described(data: bytes) -> tuple[Run, int, dict[str, Any]]:

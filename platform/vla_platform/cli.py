@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="where everything is kept: a folder, or s3://bucket/prefix?endpoint=URL",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of initial weights and data order")
-    made.add_argument("--json", type=Path, metavar="PATH", help="also write the result rows here")
+    made.add_argument("--json", type=_file, metavar="PATH", help="also write the result rows here")
     return made
 
 
@@ -65,6 +65,14 @@ def add_dataset(made: Any) -> None:
     made.add_argument(
         "--dataset", metavar="ID", help="in the store; else published data, else an expert's"
     )
+
+
+def _file(text: str) -> Path:
+    """A path for argparse: what cannot be a file is refused before the work, not after it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    return path
 
 
 def positive(text: str) -> int:
@@ -103,9 +111,11 @@ def ready_store(url: str) -> Store:
     return store
 
 
-def write_json(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+def write_json(path: Path | None, told: Any) -> None:
+    """Write what a job has to tell; nothing for None."""
     if path is not None:
-        path.write_text(json.dumps(list(rows), indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -29,6 +29,7 @@ Instruct = Callable[[str, int], str]
 class Wanted:
     """One score: a checkpoint on initial states [first, first + trials) of each task.
 
+    ValueError for stored states that are not there.
     instruct: (task, initial state) to the altered instruction; needed when mode is not "own".
     repeats: episodes of each initial state, told apart by their seeds: for stochastic policies.
     """
@@ -45,6 +46,14 @@ class Wanted:
     precision: str = "fp32"
     instruct: Instruct | None = None
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        row, end = self.benchmark, self.first + self.trials
+        if row.stored_states is not None and row.stored_states < end < row.demonstrations_from:
+            raise ValueError(
+                f"{row.name} has {row.stored_states} initial states of a task, so the last one is "
+                f"{row.stored_states - 1}: {self.trials} from {self.first} on are not there"
+            )
 
     def cell(self) -> Cell:
         return Cell(

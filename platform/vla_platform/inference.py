@@ -20,7 +20,7 @@ from vla_platform.batcher import Batcher, Policy
 from vla_platform.store import Store
 
 LoadPolicy = Callable[..., Policy]
-"""A policy's folder to the policy, in fp32, or as `precision=` says."""
+"""A policy's folder to the policy, in fp32 on the CPU, unless `precision=`, `device=` are given."""
 
 
 class Replica(Batcher):

@@ -58,7 +58,7 @@ class Pool:
         self.store, self.cluster = store, cluster
         self.replicas = (
             start_replicas(
-                *(store, _in_precision(load, cluster.answers_in), cluster.batch),
+                *(store, _on_gpu(load, cluster), cluster.batch),
                 *(cluster.replicas, cluster.gpu_share, cluster.threads),
             )
             if load
@@ -105,8 +105,11 @@ class Pool:
             ray.kill(replica)
 
 
-def _in_precision(load: LoadPolicy, precision: str) -> LoadPolicy:
-    return load if precision == "fp32" else partial(load, precision=precision)
+def _on_gpu(load: LoadPolicy, cluster: Cluster) -> LoadPolicy:
+    """A replica sees the GPUs of its node whether it has one or not, so it is told."""
+    if not cluster.gpu_share:
+        return load
+    return partial(load, precision=cluster.answers_in, device="cuda")
 
 
 class Round:

@@ -65,6 +65,7 @@ class Scoring(Player):
         if len({candidate.row.name for candidate in candidates}) > 1:
             for result in report.results:
                 result.name += f" on {result.wanted.benchmark.name}"
+        _tell_apart(report.results)
         self.local = any(isinstance(each.policy, Checkpoint) for each in candidates)
         wanted = [result.wanted for result in report.results]
         self.play(wanted, report)
@@ -110,6 +111,16 @@ class Scoring(Player):
         if row.name not in self.fingerprints:
             self.fingerprints[row.name] = evaluation.environment(self.ledger, row)
         return self.fingerprints[row.name]
+
+
+def _tell_apart(results: Sequence[Result]) -> None:
+    """Policies of one name, as of two folders called alike, get their digests beside it."""
+    digests: dict[str, set[str]] = {}
+    for result in results:
+        digests.setdefault(result.name, set()).add(result.wanted.checkpoint.digest)
+    for result in results:
+        if len(digests[result.name]) > 1:
+            result.name += f" {result.wanted.checkpoint.digest[:8]}"
 
 
 def _spread(

@@ -80,7 +80,12 @@ class PolicyServer:
         check_address(host, self.token)
         # Browsers name an origin: a page on this machine must not steer a robot.
         options: dict[str, Any] = {"origins": [None], "compression": None, "max_size": LARGEST}
-        return serve(self._client, host, port, process_request=self._admit, **options)
+        try:
+            return serve(self._client, host, port, process_request=self._admit, **options)
+        except OSError as error:
+            raise ValueError(
+                f"cannot serve at {host}:{port} ({error.strerror}): --port 0 takes any free one"
+            ) from error
 
     def _admit(self, line: ServerConnection, request: Request) -> Response | None:
         if request.path == HEALTH:

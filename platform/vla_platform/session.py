@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 5.0
 _ENVIRONMENT = {
     # Faster starts and stops of short trainings; see Ray Train's environment variables.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -26,13 +28,32 @@ _ENVIRONMENT = {
 
 
 def connect() -> str:
-    """Connect once; returns the dashboard's URL ("" when there is none or already connected)."""
+    """Connect once; returns the dashboard's URL ("" when there is none or already connected).
+
+    ValueError when no cluster is where `RAY_ADDRESS` says.
+    """
     if ray.is_initialized():
         return ""
     prepare()
-    context = ray.init() if os.environ.get("RAY_ADDRESS") else _start_local()
+    told = os.environ.get("RAY_ADDRESS")
+    if told:
+        _require_answer(told)
+    context = ray.init() if told else _start_local()
     url = getattr(context, "dashboard_url", "")
     return f"http://{url}" if url else ""
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes, and then say nothing of where the address is from."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if port.isdigit():  # it is a word, as "auto", otherwise
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): correct it, or unset it "
+            "to start Ray on this machine"
+        ) from error
 
 
 def prepare() -> None:

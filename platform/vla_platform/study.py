@@ -150,6 +150,11 @@ class Study:
     def _rules(self, name: str) -> Rules:
         row = benchmark(name)
         states = self.states or row.trials
+        if states > row.trials:
+            raise ValueError(
+                f"--states {states}: on {name} {row.trials} choose at most, for the report takes "
+                "what is played beyond them for confirmation; --confirm N plays more of those"
+            )
         return Rules(row.tasks, states, row.horizons, self.confirm, self.error, within=self.within)
 
 

@@ -54,7 +54,7 @@ def _silent(found: int) -> str:
     ("check", "why"), [(_late, "KeyError"), (_killed, "signal 9"), (_silent, "hang")]
 )
 def test_the_fuzzer_sees_a_bug(tmp_path, monkeypatch, check, why):
-    monkeypatch.setattr(fuzz, "HANG_S", 0.5)
+    monkeypatch.setattr(fuzz, "HANG_S", 2.0)
     bugs = fuzz.Bugs(tmp_path)
     target = Target("target", lambda rng: rng.randrange(10), check)
     turn = lambda until, turn: fuzz.work(target, "seed", until, turn, bugs)  # noqa: E731

@@ -239,6 +239,19 @@ def test_draining_ends_before_the_pod_is_killed():
             assert grace < int(drain) < spec["terminationGracePeriodSeconds"]
 
 
+def test_copies_end_before_their_volume_does():
+    """A pod that fills its volume is evicted; unless told, a node counts its whole disk."""
+    kept = {}
+    for spec, container in containers(documents("overlays/gpu-4x8")):
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        env = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+        if "cache" in volumes:
+            size = volumes["cache"]["emptyDir"]["sizeLimit"]
+            kept[size] = float(env["VLA_CACHE_GB"]) * 1e9
+            assert kept[size] < 0.9 * int(size[:-2]) * UNITS[size[-2:]]
+    assert len(kept) == 2, "both groups of workers"
+
+
 @pytest.mark.parametrize("folder", OVERLAYS)
 def test_the_image_of_all_nodes_and_jobs_is_named_once(tmp_path, folder):
     """Another registry, and one simulator instead of the study's three: one file changes."""

@@ -5,7 +5,6 @@ import os
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,6 @@ def test_a_second_sweep_reads_what_the_first_did(tmp_path):
         each = 2 if row["checkpoint"] == "trained" else 1
         assert row["trials"] == each * (3 if row["task"] == "all" else 1)
     assert all(0 <= row["low"] <= row["high"] <= 1 for row in rows)
-    began = time.monotonic()
     second = sweep(*common, home=tmp_path)
     assert "trained nothing and rolled nothing out" in second.stdout
     assert json.loads(out.read_text()) == rows
@@ -50,7 +48,6 @@ def test_a_second_sweep_reads_what_the_first_did(tmp_path):
     (row,) = [x for x in rows if (x["checkpoint"], x["task"]) == ("trained", "all")]
     for done in (first, second):
         assert f"tiny-paligemma-1: {row['run']}@4" in done.stdout.splitlines()
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

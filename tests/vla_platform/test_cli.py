@@ -1,10 +1,12 @@
 """How a job ends with an error: expected ones in a sentence, with the trace within reach."""
 
+import json
+import socket
 import sys
 from pathlib import Path
 
 import pytest
-from vla_platform import cli, places
+from vla_platform import cli, places, session
 
 
 def new_table():
@@ -40,3 +42,25 @@ def test_a_home_that_cannot_be_written_hides_no_error(monkeypatch, tmp_path, cap
 def test_a_missing_key_is_a_mistake_in_the_code_and_keeps_its_trace(monkeypatch):
     with pytest.raises(KeyError, match="foo"):
         cli.run(lambda: {}["foo"])
+
+
+def test_results_go_into_folders_that_are_not_there_yet(tmp_path):
+    path = tmp_path / "out" / "rows.json"
+    args = cli.parser("a job").parse_args(["--json", str(path)])
+    cli.write_json(args.json, [{"a": 1}])
+    assert json.loads(path.read_text()) == [{"a": 1}]
+
+
+def test_results_for_a_folder_are_refused_before_the_work(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.parser("a job").parse_args(["--json", str(tmp_path)])
+    assert f"{tmp_path} is a folder: name a file in it" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_gone_is_named_with_the_remedy(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{}".format(free.getsockname()[1])
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=rf"{address} \(.*refused\): correct it, or unset it"):
+        session.connect()

@@ -108,25 +108,27 @@ def test_killed_children_and_hosts_change_nothing(pool, checkpoint, tmp_path):
     store, policy = checkpoint
     wanted = wanted_of(Ledger(store), policy, trials=30)
     _, undisturbed = run(pool, wanted)
-    killed = []
+    killed, hosts = [], []
 
     def disturb():
         deadline = time.monotonic() + 20
         while len(killed) < 4 and time.monotonic() < deadline:
-            time.sleep(0.4)
+            time.sleep(0.2)
             victims = [child for child in children() if child.pid not in before]
-            if victims:
+            if victims and not hosts:
+                host = victims[-1].parent()
+                if host is not None and "Host" in " ".join(_command(host)):
+                    host.kill()
+                    hosts.append(host.pid)
+            elif victims:
                 killed.append(victims[0].pid)
                 os.kill(victims[0].pid, signal.SIGKILL)
-                host = victims[-1].parent()
-                if len(killed) == 2 and host is not None and "Host" in " ".join(_command(host)):
-                    host.kill()
 
     other = copy_of(store, tmp_path, "other")
     before = {child.pid for child in children()}
     with Pool(other, load_policy, CLUSTER) as fresh:
         tally, rows = run(fresh, wanted, disturb=disturb)
-    assert killed
+    assert killed and hosts
     assert not tally.errors
     assert rows == undisturbed
     deadline = time.monotonic() + 10
