@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,11 @@ def connect() -> str:
     told = os.environ.get("RAY_ADDRESS")
     if told:
         _require_answer(told)
+    on_notice = signal.getsignal(signal.SIGTERM)
     context = ray.init() if told else _start_local()
+    if threading.current_thread() is threading.main_thread():
+        # Ray put a handler of its own there, which aborts a process three seconds after a notice.
+        signal.signal(signal.SIGTERM, on_notice)
     url = getattr(context, "dashboard_url", "")
     return f"http://{url}" if url else ""
 

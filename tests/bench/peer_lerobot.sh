@@ -3,8 +3,8 @@
 #
 # LeRobot's dataset and loader, as `lerobot-dataset` packages them without its robots and policies
 # (lerobot itself pins an older torch than this machine may have), with torchcodec, its faster video decoder, where
-# this machine has the FFmpeg libraries that torchcodec loads. `VLA_LEROBOT_PYTHON` of
-# tests/vlm4vla/test_data_lerobot.py is this environment's bin/python.
+# this machine has the FFmpeg libraries that torchcodec loads. tests/vlm4vla/test_data_lerobot.py
+# finds it there, too.
 set -euo pipefail
 
 home=${VLA_HOME:-$HOME/.vla}

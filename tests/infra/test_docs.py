@@ -23,7 +23,8 @@ from vlm4vla.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
-PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
+TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
+PAGES = (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md")))
 
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
@@ -191,7 +192,9 @@ def test_a_change_that_no_longer_fits_is_noticed(tree):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_files_that_exist(page):
     text = page.read_text()
-    named = r"(?<![\w/.-])((?:infra|docs|jobs|tests|vlm4vla|envs|platform)/[\w./-]+\.\w+)"
+    named = (
+        r"(?<![\w/.-])((?:infra|docs|jobs|tests|vlm4vla|envs|platform|dashboards)/[\w./-]+\.\w+)"
+    )
     for path in re.findall(named, text):
         exists = (ROOT / path).exists() or "NAME" in path or "dot" in path
         assert exists, f"{page.name}: {path}"

@@ -1,12 +1,17 @@
 """How a job ends with an error: expected ones in a sentence, with the trace within reach."""
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from vla_platform import cli, places, session
+from vla_platform.preemption import EXIT_CODE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def new_table():
@@ -60,7 +65,36 @@ def test_results_for_a_folder_are_refused_before_the_work(tmp_path, capsys):
 def test_a_cluster_that_is_gone_is_named_with_the_remedy(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{}".format(free.getsockname()[1])
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=rf"{address} \(.*refused\): correct it, or unset it"):
         session.connect()
+
+
+def test_a_job_with_ray_is_told_to_go_and_says_so():
+    """Ray's own handler aborts a process that takes more than three seconds to end."""
+    code = """
+import time
+from vla_platform import cli, session
+def main():
+    session.connect()
+    print("up", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(4)
+cli.run(main)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["platform", "."])}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], text=True, env=environment, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        while "up" not in job.stdout.readline():
+            assert job.poll() is None
+        job.terminate()
+        _, errors = job.communicate(timeout=60)
+    assert "stopped by SIGTERM; the same command continues" in errors
+    assert job.returncode == EXIT_CODE

@@ -1,7 +1,7 @@
 """Faults around a training's checkpoints, each followed by the weights of an undisturbed run.
 
 One process, fp32 on the CPU, the real store: what a resume gives is bit-equal. Faults of a
-whole worker group under Ray are in test_training.py and test_training_ray_faults.py.
+whole worker group under Ray are in test_training.py and test_training_elastic.py.
 """
 
 import logging

@@ -29,7 +29,7 @@ from tests.vla_platform.test_serving import ROW, frame, serving_at, untrained
 
 CHILD = Path(__file__).with_name("vla_eval_child.py")
 PEER = Path(os.environ.get("VLA_PEER_PYTHON") or places.home() / "peers/vla-eval/bin/python")
-needs_peer = pytest.mark.skipif(not PEER.exists(), reason=f"no vla-eval at {PEER}")
+needs_peer = pytest.mark.skipif(not PEER.exists(), reason=f"no vla-eval at {PEER}: make bench-peer")
 TASK = "reach the red block"
 SEEN = tabletop.Tabletop(ROW).reset("reach", 0)
 

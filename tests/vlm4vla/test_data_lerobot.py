@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from vla_platform import places
 
 from tests.vlm4vla import published
 from vlm4vla.data import lerobot_write
@@ -16,6 +17,7 @@ from vlm4vla.data.lerobot_v3 import LeRobotV3, read_video
 from vlm4vla.data.lerobot_write import CAMERA, write_lerobot
 from vlm4vla.data.source import BadEpisodeError, demonstration
 
+PYTHON = Path(os.environ.get("VLA_LEROBOT_PYTHON") or places.home() / "peers/lerobot/bin/python")
 TEXTS = ["open the drawer", "push it", "open the drawer"]
 
 
@@ -125,15 +127,15 @@ def test_other_versions_and_cameras_are_refused(folder):
 
 
 def lerobot(*arguments):
-    """Run a command of lerobot_child.py in the environment that VLA_LEROBOT_PYTHON names."""
+    """Run a command of lerobot_child.py in LeRobot's own environment."""
     script = Path(__file__).with_name("lerobot_child.py")
     environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    command = [os.environ["VLA_LEROBOT_PYTHON"], str(script), *map(str, arguments)]
+    command = [str(PYTHON), str(script), *map(str, arguments)]
     subprocess.run(command, env=environment, check=True, timeout=300)
 
 
 @pytest.mark.full
-@pytest.mark.skipif("VLA_LEROBOT_PYTHON" not in os.environ, reason="no environment with lerobot")
+@pytest.mark.skipif(not PYTHON.exists(), reason="no lerobot: bash tests/bench/peer_lerobot.sh")
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_the_package_reads_ours_and_we_read_its(tmp_path, kind):
     made, out, lossy = demos(), tmp_path / "rows.npz", 10 if kind == "video" else 1e-9
