@@ -52,8 +52,8 @@ class Sink(Protocol):
         ...
 
     def fetch(self, step: int, state: str) -> Path:
-        """A local folder with the policy's files and the optimiser file `state`, or all of
-        them where there is none of that name. ValueError or KeyError if it is damaged."""
+        """A local folder with the policy's weights and at least the optimiser file `state`, all
+        of them where there is none of that name. ValueError or KeyError if it is damaged."""
         ...
 
     def publish(self, part: Part) -> None:

@@ -182,9 +182,9 @@ def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process of a node fills a folder while the others wait."""
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """One process of a node fills a folder, or its file `name`, while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -11,13 +11,13 @@ from pathlib import Path
 from envs.home import cache as cache
 from envs.home import home as home
 
-COPIES = ("datasets", "policies")
+COPIES = ("datasets", "policies", "training")
 """Folders of the cache with copies of what the store has: `trim` keeps them within the limit."""
 KEPT = (".lock", ".part", ".json")
 """Endings of files that are never deleted: locks, what is being made just now, and descriptions,
 which are too small to matter."""
 RECENT_S = 3600.0
-"""A policy that was asked for this recently stays: its reader may not have opened it yet."""
+"""A checkpoint that was asked for this recently stays: its reader may not have opened it yet."""
 
 
 def default_store() -> str:
@@ -61,5 +61,13 @@ def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _awaited(path: Path, used: float) -> bool:
-    """A dataset's reader fetches again what is gone; a policy's does not."""
-    return path.is_relative_to(cache() / "policies") and time.time() - used < RECENT_S
+    """A dataset's reader fetches again what is gone; a checkpoint's does not."""
+    return time.time() - used < RECENT_S and not path.is_relative_to(cache() / "datasets")
+
+
+def recent(path: Path) -> bool:
+    """Whether a copy is there and was asked for within `RECENT_S`."""
+    try:
+        return time.time() - path.stat().st_mtime < RECENT_S
+    except FileNotFoundError:
+        return False
