@@ -82,7 +82,7 @@ class StoreSink:
         for name, digest in wanted.items():
             self._fetch(f"{prefix}/{name}", folder / check_key(name), digest)
         weights = artifacts.WEIGHTS
-        self._fetch(f"{found.prefix}/{weights}", folder / weights, found.digest)
+        self._fetch(found.key(weights), folder / weights, found.digest)
         places.trim({folder / name for name in (*wanted, weights)})
         return folder
 
@@ -111,7 +111,7 @@ class StoreSink:
             note = {"sha256": artifacts.file_digest(part.folder / part.state)}
             self.store.put(f"{key}.json", json.dumps(note).encode())
         if part.rank == 0:
-            artifacts.publish_policy(self.store, self.run, part.step, part.folder)
+            artifacts.publish_policy(self.store, self.run, part.step, part.folder, part.attempt)
             self.digest = artifacts.file_digest(part.folder / artifacts.WEIGHTS)
 
     def commit(self, part: Part) -> None:
@@ -126,6 +126,7 @@ class StoreSink:
             evaluated=part.evaluated,
             attempt=part.attempt,
             state=state,
+            folder=part.attempt,
         )
 
     def _notes(self, part: Part) -> dict[str, str]:

@@ -1,12 +1,14 @@
-"""Checkpoints on their way back: one copy on a node, which its workers share."""
+"""Checkpoints on their way there, also two of one step, and back: one copy for a node's workers."""
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
-from vla_platform import artifacts, places
+from vla_platform import artifacts, places, prune, similarity
+from vla_platform.candidates import policy_files
 from vla_platform.store_folder import FolderStore
 from vla_platform.store_sink import StoreSink
 
@@ -27,7 +29,7 @@ class Counted(FolderStore):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """A store with a checkpoint of four workers."""
+    """A store with a checkpoint of four workers, its weights where all attempts put them once."""
     monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))
     made = Counted(str(tmp_path / "store"))
     state = {name: name.encode() * 50 for name in FILES}
@@ -35,6 +37,7 @@ def store(tmp_path, monkeypatch):
         made.put(f"{artifacts.state_prefix(RUN, STEP, ATTEMPT)}/{name}", data)
     made.put(f"{artifacts.checkpoint_prefix(RUN, STEP)}/{artifacts.WEIGHTS}", b"w" * 2000)
     parts = {name: sha(data) for name, data in state.items()}
+    made.put(f"{artifacts.checkpoint_prefix(RUN, STEP)}/{artifacts.DESCRIPTION}", b"{}")
     artifacts.complete_policy(made, RUN, STEP, sha(b"w" * 2000), attempt=ATTEMPT, state=parts)
     return made
 
@@ -101,3 +104,51 @@ def test_a_marker_leads_no_copy_out_of_its_folder(store, tmp_path):
     with pytest.raises(ValueError, match="not allowed"):
         fetch(store, tmp_path, FILES[:1])
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def attempt(store, tmp_path, name):
+    """An attempt's sink, and its part of step 8: on GPUs no two have the same weights."""
+    folder = tmp_path / name / "step"
+    folder.mkdir(parents=True)
+    (folder / artifacts.WEIGHTS).write_bytes(name.encode() * 100)
+    (folder / artifacts.DESCRIPTION).write_text(f'{{"by": "{name}"}}')
+    (folder / "zero0.safetensors").write_bytes(name.encode())
+    sink = StoreSink(store, RUN, tmp_path / name, lambda row: None, lambda: False)
+    return sink, SimpleNamespace(
+        step=8,
+        folder=folder,
+        rank=0,
+        state="zero0.safetensors",
+        attempt=name,
+        parts=1,
+        evaluated=True,
+    )
+
+
+def test_of_two_trainings_at_one_checkpoint_neither_replaces_the_others_files(store, tmp_path):
+    first, second = (attempt(store, tmp_path, name) for name in ("one", "two"))
+    first[0].publish(first[1])
+    second[0].publish(second[1])
+    for (sink, part), name in ((first, "one"), (second, "two"), (first, "one")):
+        sink.commit(part)
+        found = artifacts.checkpoints(store, RUN)[-1]
+        assert found.digest == sha(name.encode() * 100)
+        folder = artifacts.fetch_policy(store, found)
+        assert (folder / artifacts.DESCRIPTION).read_text() == f'{{"by": "{name}"}}'
+        assert sink.fetch(8, part.state).joinpath(artifacts.WEIGHTS).exists()
+        weights, _ = policy_files(f"{RUN}@8", store)
+        assert weights.read_bytes() == name.encode() * 100
+    prune.delete(store, prune.surplus(store, RUN))
+    left = {key.split("/")[3] for key in store.list(f"policies/{RUN}/step-00000008/")}
+    assert left == {"one", artifacts.COMPLETE}
+    assert {key.split("/")[3] for key in store.list(f"training/{RUN}/step-00000008/")} == {"one"}
+    assert policy_files(f"{RUN}@4", store)[0].read_bytes() == b"w" * 2000
+
+
+def test_two_attempts_at_one_checkpoint_are_one_policy_to_compare(tmp_path):
+    store = FolderStore(str(tmp_path / "store"))
+    for name in ("one", "two"):
+        sink, part = attempt(store, tmp_path, name)
+        sink.publish(part)
+        sink.commit(part)
+    assert similarity.runs(store) == []
