@@ -24,7 +24,7 @@ LOOKS_LIKE_ONE = re.compile(
 PYTHON = ".venv/bin/python"
 TOOLS = {
     *("ray", "kubectl", "docker", "sbatch", "source", "export"),
-    *("pip-audit", "cyclonedx-py", "syft"),
+    *("pip-audit", "cyclonedx-py", "syft", ".venv/bin/pre-commit"),
     "~/.vla/policies/lerobot/bin/python",  # `make lerobot` builds it
 }
 """Programs that are neither ours nor make's: of the system, of Ray, or of an environment apart."""

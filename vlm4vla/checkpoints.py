@@ -52,8 +52,8 @@ class Sink(Protocol):
         ...
 
     def fetch(self, step: int, state: str) -> Path:
-        """A local folder with the policy's files and the optimiser file `state`, or all of
-        them where there is none of that name. ValueError or KeyError if it is damaged."""
+        """A local folder with the policy's weights and at least the optimiser file `state`, all
+        of them where there is none of that name. ValueError or KeyError if it is damaged."""
         ...
 
     def publish(self, part: Part) -> None:
@@ -116,7 +116,7 @@ def _from_first(make: Any) -> Any:
 
 def copy_weights(model: VisionLanguageModel, stage: int) -> dict[str, Tensor]:
     """Every key of the model in worker 0's host memory (tied weights under all their names)."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     first, copies = dist.get_rank() == 0, {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -1,8 +1,9 @@
 """Datasets and policy checkpoints in the store, and copies of policies on a node's disk.
 
 datasets/<id>/manifest.json, shard-*.parquet       complete once the manifest is there
-policies/<run>/step-00001200/policy.safetensors,
-    policy.json, complete.json                      complete once complete.json is there
+policies/<run>/step-00001200/complete.json         makes a checkpoint visible
+policies/<run>/step-00001200/<attempt>/policy.safetensors, policy.json
+                                                    the attempt's that complete.json names
 training/<run>/step-00001200/<attempt>/…            optimiser state; only a resume reads it
 """
 
@@ -35,6 +36,8 @@ class Checkpoint:
 
     evaluated: one that the recipe wants scored, rather than one to resume from alone.
     attempt, state: where the optimiser's files lie, and the sha256 of each by name.
+    folder: where below `prefix` weights and description lie: the attempt's, which nobody else
+    writes to; "" where they lie there themselves, as imported and older ones do.
     """
 
     run: str
@@ -43,10 +46,15 @@ class Checkpoint:
     evaluated: bool = True
     attempt: str = ""
     state: tuple[tuple[str, str], ...] = ()
+    folder: str = ""
 
     @property
     def prefix(self) -> str:
         return checkpoint_prefix(self.run, self.step)
+
+    def key(self, name: str) -> str:
+        """Of its weights or its description."""
+        return policy_key(self.run, self.step, name, self.folder)
 
     def __str__(self) -> str:
         return f"policy {self.run} at step {self.step}"
@@ -54,6 +62,10 @@ class Checkpoint:
 
 def checkpoint_prefix(run: str, step: int) -> str:
     return f"policies/{run}/step-{step:08d}"
+
+
+def policy_key(run: str, step: int, name: str, folder: str = "") -> str:
+    return "/".join(filter(None, (checkpoint_prefix(run, step), folder, name)))
 
 
 def state_prefix(run: str, step: int, attempt: str) -> str:
@@ -84,18 +96,23 @@ def _described(run: str, marker: dict[str, Any]) -> Checkpoint:
         marker.get("evaluated", True),
         marker.get("attempt", ""),
         tuple(sorted(state.items())),
+        marker.get("folder", ""),
     )
-    kinds = {"step": int, "digest": str, "evaluated": bool, "attempt": str}
+    kinds = {"step": int, "digest": str, "evaluated": bool, "attempt": str, "folder": str}
     wrong = [name for name, kind in kinds.items() if type(getattr(found, name)) is not kind]
     if wrong or found.step < 0 or not all(isinstance(sha, str) for sha in state.values()):
         raise ValueError(f"wrong are {', '.join(wrong) or 'its step or state'}")
     return found
 
 
-def publish_policy(store: Store, run: str, step: int, folder: Path) -> None:
-    """Upload weights and description; `complete_policy` makes them visible."""
+def publish_policy(store: Store, run: str, step: int, local: Path, folder: str = "") -> None:
+    """Upload weights and description; `complete_policy` makes them visible.
+
+    folder: a training's attempt. Two of one run may be at it when a lease was lost, and on GPUs
+    their weights differ: neither may replace what the other's marker names.
+    """
     for name in (WEIGHTS, DESCRIPTION):
-        store.upload(folder / name, f"{checkpoint_prefix(run, step)}/{name}")
+        store.upload(local / name, policy_key(run, step, name, folder))
 
 
 def complete_policy(
@@ -107,10 +124,11 @@ def complete_policy(
     evaluated: bool = True,
     attempt: str = "",
     state: Mapping[str, str] | None = None,
+    folder: str = "",
 ) -> Checkpoint:
     """Make a published policy visible, and with it the optimiser files that belong to it."""
     marker = {"digest": digest, "step": step, "evaluated": evaluated}
-    marker |= {"attempt": attempt, "state": dict(state or {})}
+    marker |= {"attempt": attempt, "state": dict(state or {}), "folder": folder}
     store.put(f"{checkpoint_prefix(run, step)}/{COMPLETE}", json.dumps(marker).encode())
     return _described(run, marker)
 
@@ -133,11 +151,11 @@ def fetch_policy(store: Store, checkpoint: Checkpoint) -> Path:
             try:
                 os.utime(folder / name)  # used, for `places.trim`
             except FileNotFoundError:
-                store.download(f"{checkpoint.prefix}/{name}", folder / name)
+                store.download(checkpoint.key(name), folder / name)
         if file_digest(folder / WEIGHTS) != checkpoint.digest:
             (folder / WEIGHTS).unlink()
             raise ValueError(
-                f"{checkpoint.prefix}/{WEIGHTS} does not have the digest its marker names; "
+                f"{checkpoint.key(WEIGHTS)} does not have the digest its marker names; "
                 "it was replaced or damaged: train the run again"
             )
     places.trim({folder / WEIGHTS})
@@ -182,9 +200,9 @@ def dataset_put(store: Store, dataset: str) -> Callable[[str, bytes], None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process of a node fills a folder while the others wait."""
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """One process of a node fills a folder, or its file `name`, while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -158,7 +158,7 @@ def _of_run(text: str, store: Store) -> Iterator[tuple[str, Checkpoint]]:
 
 
 def _description(store: Store, checkpoint: Checkpoint) -> dict:
-    found = json.loads(store.get(f"{checkpoint.prefix}/{DESCRIPTION}"))
+    found = json.loads(store.get(checkpoint.key(DESCRIPTION)))
     lacking = {"run", "chunk", "action_spec"} - set(found)
     if lacking:
         raise ValueError(f"{checkpoint}: {DESCRIPTION} lacks {', '.join(sorted(lacking))}")

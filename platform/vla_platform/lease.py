@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vla_platform.store import Store, StoreUnavailableError
+from vla_platform.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Lease:
                 if not self.renew():
                     log.warning("lease %s: turn %d has passed on", self.name, self.number)
                     return
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 log.warning("lease %s: not renewed: %s", self.name, error)
 
 

@@ -2,8 +2,8 @@
 
 Kept are the policies of all checkpoints that the recipe wants evaluated, and of the last two
 checkpoints with an optimiser state both policy and state. Whatever belongs to a step after the
-newest complete checkpoint is left alone: it may be on its way. Of a cell's rows the loose
-ones may go that a compacted file holds.
+newest complete checkpoint is left alone: it may be on its way. What an attempt wrote whose marker
+another replaced goes, too. Of a cell's rows the loose ones may go that a compacted file holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vla_platform import artifacts
-from vla_platform.artifacts import COMPLETE, Checkpoint
+from vla_platform.artifacts import COMPLETE, DESCRIPTION, WEIGHTS, Checkpoint
 from vla_platform.ledger import Ledger
 from vla_platform.rows import Cell
 from vla_platform.store import Store
@@ -38,8 +38,8 @@ def surplus(store: Store, run: str) -> Surplus:
     """What may go of one run."""
     found = artifacts.checkpoints(store, run)
     kept = kept_states(store, found)
-    policies = [c for c in found if not c.evaluated and c not in kept]
-    keys = [*_policies(store, policies), *_states(store, run, found, kept)]
+    dropped = [c for c in found if not c.evaluated and c not in kept]
+    keys = [*_policies(store, found, dropped), *_states(store, run, found, kept)]
     return Surplus(run, tuple(keys))
 
 
@@ -59,11 +59,15 @@ def kept_states(store: Store, found: list[Checkpoint]) -> list[Checkpoint]:
     return whole[-STATES:]
 
 
-def _policies(store: Store, checkpoints: list[Checkpoint]) -> Iterator[str]:
-    for checkpoint in checkpoints:
+def _policies(store: Store, found: list[Checkpoint], dropped: list[Checkpoint]) -> Iterator[str]:
+    """Of checkpoints to drop all files, of the others those that their markers do not name."""
+    for checkpoint in found:
         marker = f"{checkpoint.prefix}/{COMPLETE}"
-        yield marker
-        yield from (key for key in store.list(f"{checkpoint.prefix}/") if key != marker)
+        needed = {marker, *map(checkpoint.key, (WEIGHTS, DESCRIPTION))}
+        if checkpoint in dropped:
+            yield marker
+            needed = {marker}
+        yield from (key for key in store.list(f"{checkpoint.prefix}/") if key not in needed)
 
 
 def _states(

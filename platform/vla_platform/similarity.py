@@ -34,9 +34,9 @@ Compare = Callable[
 
 def runs(store: Store) -> list[str]:
     """Those with policies at two steps or more, for one tells nothing of a training."""
-    keys = [key.split("/") for key in store.list("policies/") if key.endswith("/policy.json")]
-    names = [parts[1] for parts in keys]
-    staged = {key.split("/")[1] for key in store.list("policies/") if key.endswith("/stage.json")}
+    keys = list(store.list("policies/"))
+    names = [key.split("/")[1] for key in keys if key.endswith(f"/{artifacts.COMPLETE}")]
+    staged = {key.split("/")[1] for key in keys if key.endswith("/stage.json")}
     return sorted({name for name in names if names.count(name) > 1} - staged)
 
 
@@ -49,7 +49,7 @@ def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: i
     found = artifacts.checkpoints(store, run)
     if not found:
         raise ValueError(f"{store.url} has no checkpoint of a run {run!r}")
-    told = json.loads(store.get(f"{found[0].prefix}/{artifacts.DESCRIPTION}"))["run"]
+    told = json.loads(store.get(found[0].key(artifacts.DESCRIPTION)))["run"]
     left = {
         name: stage
         for name, stage in _references(store, told["backbone"]).items()

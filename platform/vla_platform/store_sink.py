@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vla_platform import artifacts
+from vla_platform import artifacts, places
 from vla_platform.artifacts import Checkpoint
 from vla_platform.curves import Curves
-from vla_platform.store import Store, StoreUnavailableError
+from vla_platform.store import Store, StoreUnavailableError, check_key
+from vla_platform.store_folder import beside
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +69,39 @@ class StoreSink:
         return [c.step for c in reversed(found) if c.state and set(state_keys(c)) <= there]
 
     def fetch(self, step: int, state: str) -> Path:
-        """The policy and the optimiser's files, each checked against the marker's digests."""
+        """The policy and the optimiser's files, each checked against the marker's digests.
+
+        The node's workers share the folder, and each fetches what it needs and none has. It is
+        in the cache: what is not used may make room for others after `places.RECENT_S`.
+        """
         found = {c.step: c for c in artifacts.checkpoints(self.store, self.run)}[step]
-        folder = self.scratch / f"resume-{step:08d}"
         names = dict(found.state)
         wanted = {state: names[state]} if state in names else names
         prefix = artifacts.state_prefix(self.run, step, found.attempt)
+        folder = places.cache() / check_key(prefix)
         for name, digest in wanted.items():
-            self._fetch(f"{prefix}/{name}", folder / name, digest)
+            self._fetch(f"{prefix}/{name}", folder / check_key(name), digest)
         weights = artifacts.WEIGHTS
-        self._fetch(f"{found.prefix}/{weights}", folder / weights, found.digest)
+        self._fetch(found.key(weights), folder / weights, found.digest)
+        places.trim({folder / name for name in (*wanted, weights)})
         return folder
 
     def _fetch(self, key: str, path: Path, digest: str) -> None:
-        self.store.download(key, path)
-        if artifacts.file_digest(path) != digest:
-            raise ValueError(f"{key} is damaged: it does not have the digest its marker names")
+        """A file gets its name once it is sound: the other workers need not read it all again."""
+        with artifacts.locked(path.parent, path.name):
+            if places.recent(path):
+                os.utime(path)  # used, for `places.trim`
+                return
+            with beside(path) as part:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, part)  # an old copy; under this name it is not trimmed
+                if not _sound(Path(part), digest):
+                    self.store.download(key, part)
+                    if not _sound(Path(part), digest):
+                        raise ValueError(
+                            f"{key} is damaged: it does not have the digest its marker names"
+                        )
+                os.utime(part)
 
     def publish(self, part: Part) -> None:
         """The optimiser's file and a note of its digest; from worker 0 the policy too."""
@@ -91,7 +111,7 @@ class StoreSink:
             note = {"sha256": artifacts.file_digest(part.folder / part.state)}
             self.store.put(f"{key}.json", json.dumps(note).encode())
         if part.rank == 0:
-            artifacts.publish_policy(self.store, self.run, part.step, part.folder)
+            artifacts.publish_policy(self.store, self.run, part.step, part.folder, part.attempt)
             self.digest = artifacts.file_digest(part.folder / artifacts.WEIGHTS)
 
     def commit(self, part: Part) -> None:
@@ -106,6 +126,7 @@ class StoreSink:
             evaluated=part.evaluated,
             attempt=part.attempt,
             state=state,
+            folder=part.attempt,
         )
 
     def _notes(self, part: Part) -> dict[str, str]:
@@ -136,3 +157,7 @@ class StoreSink:
 def state_keys(checkpoint: Checkpoint) -> list[str]:
     prefix = artifacts.state_prefix(checkpoint.run, checkpoint.step, checkpoint.attempt)
     return [f"{prefix}/{name}" for name, _ in checkpoint.state]
+
+
+def _sound(path: Path, digest: str) -> bool:
+    return path.exists() and artifacts.file_digest(path) == digest

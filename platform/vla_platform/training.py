@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -187,8 +186,8 @@ class _Worker:
 
     def __call__(self) -> None:
         for task in self.tasks:
-            with tempfile.TemporaryDirectory(prefix="vla-train-") as name:
-                self._one(task, Path(name))
+            with places.scratch() as scratch:
+                self._one(task, scratch)
             gc.collect()  # the next model wants the room of this one's cycles
         log.info("rank %d finished", ray.train.get_context().get_world_rank())
 

@@ -172,7 +172,14 @@ POLICY = {
     "normaliser": NORMALISER.to_json(),
 }
 DESCRIBED = {"schema": SCHEMA, **dataclasses.asdict(CELL)}
-MARKER = {"digest": "a" * 64, "step": 3, "evaluated": True, "attempt": "x", "state": {"a": "b"}}
+MARKER = {
+    "digest": "a" * 64,
+    "step": 3,
+    "evaluated": True,
+    "attempt": "x",
+    "state": {"a": "b"},
+    "folder": "x",
+}
 TOLD = {"chunk": 4, "scale": 10.0, "normaliser": NORMALISER.to_json()}
 
 

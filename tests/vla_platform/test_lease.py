@@ -6,11 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vla_platform import lease as lease_module
 from vla_platform.lease import Claimant, Lease, turns
-from vla_platform.store import Store, open_store
+from vla_platform.store import Store, StoreError, open_store
+from vla_platform.store_folder import FolderStore
 
 
 @pytest.fixture
@@ -59,6 +61,21 @@ def test_a_living_holder_keeps_its_turn(folder: Store):
         assert awaited(other, 1.2) is None
         assert lease.held
     assert taken(other).number == 2
+
+
+def test_a_store_that_refuses_once_is_asked_again(folder: Store, monkeypatch: pytest.MonkeyPatch):
+    """A full disk, say: no outage, and no reason to let the turn go."""
+    refusals = [StoreError("the disk is full")]
+
+    def put(self: FolderStore, key: str, data: bytes, real: Any = FolderStore.put) -> None:
+        if refusals:
+            raise refusals.pop()
+        real(self, key, data)
+
+    monkeypatch.setattr(FolderStore, "put", put)
+    with taken(Claimant(folder, "a", term_s=0.8)).kept() as lease:
+        time.sleep(1.2)
+        assert lease.held and not refusals
 
 
 def test_a_dead_holder_is_replaced_and_fenced(folder: Store):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import time
 
 import pytest
 from vla_platform import artifacts, places
@@ -101,6 +103,48 @@ def test_trimming_spares_what_is_being_made(store, monkeypatch):
         "d.npy",
         "manifest.json",
     ]
+
+
+def test_what_a_killed_process_left_unfinished_goes(store):
+    folder = places.cache() / "policies" / "d"
+    folder.mkdir(parents=True)
+    old, new = folder / ".old.safetensors.0.part", folder / ".new.safetensors.0.part"
+    for path in (old, new):
+        path.write_bytes(bytes(10))
+    os.utime(old, (1, 1))
+    places.trim()
+    assert not old.exists() and new.exists()
+
+
+def in_scratch(told):
+    """A process that writes into its scratch folder, and then lives until it is killed."""
+    with places.scratch() as folder:
+        (folder / "optimiser").write_bytes(bytes(10))
+        told.put(folder)
+        time.sleep(600)
+
+
+def test_the_scratch_of_dead_processes_goes_that_of_living_ones_stays(store):
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    living, dead = (spawn.Process(target=in_scratch, args=(told,)) for _ in range(2))
+    try:
+        living.start()
+        stays = told.get(timeout=120)
+        dead.start()
+        goes = told.get(timeout=120)
+        dead.kill()
+        dead.join()
+        assert goes.exists()
+        with places.scratch() as mine:
+            assert mine.is_relative_to(places.cache())
+            assert not goes.exists() and (stays / "optimiser").exists()
+            with places.scratch():
+                assert mine.exists()
+        assert not mine.exists()
+    finally:
+        living.kill()
+        living.join()
 
 
 def test_the_limit_is_half_the_disk_unless_told(store, monkeypatch):
