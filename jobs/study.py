@@ -1,4 +1,4 @@
-"""The paper's study, or some of its tables: runs what is missing, prints the tables.
+"""The paper's study of VLMs, or some of its tables: runs what is missing, prints the tables.
 
     .venv/bin/python jobs/study.py --dry-run
     .venv/bin/python jobs/study.py --tables 1 5
@@ -159,7 +159,8 @@ def show(plan: Plan, store: Store) -> None:
     print(
         f"Apart: {experts.trainings} trainings of expert baselines ({experts.steps:,} steps, "
         f"{experts.gpu_hours:,.0f} GPU-hours, {experts.episodes:,} episodes); "
-        f"{plan.quoted()} numbers are quoted from other authors."
+        f"{plan.quoted()} numbers are quoted from other authors. jobs/backbone_sweep.py trains "
+        "those, with --policies and --repeats; this job does not."
     )
     print(f"Auxiliary stages to train first, not counted: {', '.join(plan.stages()) or 'none'}.")
     print(
