@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from dashboards.archive import Archive
 from dashboards.cells import BROKEN, Cell, span
 from dashboards.report.scores import OWN, RunScore, conditions, run_score
-from dashboards.rows import Known
-from dashboards.runs import Run, Study, read_study
+from dashboards.runs import Known, Run, Study, read_study
 from vlm4vla.analysis import Paired, compare, pairs_to_tell_apart
 
 AT_WORK_S = 300.0
@@ -24,7 +23,7 @@ class Live:
 
     archive: Archive
     patience: float = 10.0
-    _known: Known = field(default_factory=dict)
+    _known: Known = field(default_factory=Known)
     _study: Study | None = None
     _scores: Sequence[RunScore] = ()
     _read_at: float = 0.0
