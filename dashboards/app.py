@@ -213,7 +213,7 @@ def _comparison(stored: Mapping[str, str], a: RunScore, b: RunScore) -> None:
         one, other = (cells[s.value] for s, cells in zip(selects, choices, strict=True))
         try:
             found = pairs(one, other, stored)
-            said.text = verdict(one, other)[1]
+            said.text = verdict(one, other)
         except ValueError as error:
             found, said.text = [], f"These cannot be compared: {error}."
         shown = [pair for pair in found if kind.value in ("all", pair.kind)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from vla_platform.evaluation import REPEAT
 from vla_platform.ledger import Ledger
 from vla_platform.rows import ROWS, Cell, Row, encode
 from vla_platform.store import open_store
@@ -75,12 +76,16 @@ class Builder:
         return Cell(policy=digest(run, step), benchmark=name, horizon=horizon, **fields)
 
     def play(self, cell: Cell, outcomes, compact=True, **fields):
-        """Rows of a cell: task -> list of outcomes by initial state (ints: subtasks done)."""
+        """Rows of a cell: task -> list of outcomes by initial state (ints: subtasks done).
+
+        A state's outcome may be a tuple, of its repeats.
+        """
         self.ledger.describe(cell)
         rows = [
-            made(cell, task, state, outcome, **fields)
+            made(cell, task, state, outcome, repeat, **fields)
             for task, results in outcomes.items()
-            for state, outcome in enumerate(results)
+            for state, every in enumerate(results)
+            for repeat, outcome in enumerate(every if isinstance(every, tuple) else (every,))
         ]
         if compact:
             data = encode(pa.Table.from_pylist([row.flat() for row in rows], ROWS))
@@ -96,11 +101,11 @@ def digest(run: str, step: int) -> str:
     return hashlib.sha256(f"{run}/{step}".encode()).hexdigest()
 
 
-def made(cell: Cell, task: str, state: int, outcome, **fields) -> Row:
+def made(cell: Cell, task: str, state: int, outcome, repeat: int = 0, **fields) -> Row:
     done = int(outcome)
     success = done == 5 if cell.benchmark == "calvin" else bool(outcome)
     plain = Row(
-        episode=cell.episode(task, state, state, ""),
+        episode=cell.episode(task, state, state + repeat * REPEAT, ""),
         success=success,
         success_any=success,
         success_last=success,
