@@ -67,10 +67,10 @@ def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: i
 
 def _measured(store: Store, key: str, frames: int) -> bool:
     try:
-        table = pq.read_table(io.BytesIO(store.get(key)), columns=["frames"])
+        table = pq.read_table(io.BytesIO(store.get(key))).to_pylist()
     except KeyError:
         return False
-    return set(table["frames"].to_pylist()) == {frames}
+    return all(row.get("frames") == frames for row in table)
 
 
 def _references(store: Store, backbone: str) -> dict[str, Checkpoint | None]:
