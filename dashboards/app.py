@@ -17,7 +17,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -77,10 +77,11 @@ def pages(live: Live) -> None:
         place = ui.column().classes("w-full")
 
         async def fill() -> None:
-            by_id = {one.run.id: one for one in (await _look(live))[1]}
+            study, scores = await _look(live)
+            by_id = {one.run.id: one for one in scores}
             with place:
                 if a in by_id and b in by_id:
-                    _comparison(live, by_id[a], by_id[b])
+                    _comparison(study.videos, by_id[a], by_id[b])
                 else:
                     ui.label("Choose two runs on the leaderboard.").classes("text-lg")
                     ui.link("Back to the runs", "/")
@@ -189,8 +190,8 @@ def _row(one: RunScore) -> dict[str, Any]:
     }
 
 
-def _comparison(live: Live, a: RunScore, b: RunScore) -> None:
-    """Two selects, the verdict, and the episodes; a click shows both videos."""
+def _comparison(stored: Mapping[str, str], a: RunScore, b: RunScore) -> None:
+    """Two selects, the verdict, and the episodes; a click shows both videos (keys: `stored`)."""
     choices = [cells_to_compare(one.run) for one in (a, b)]
     if not all(choices):
         ui.label("One of the two runs has no sound cell with episodes.")
@@ -211,8 +212,8 @@ def _comparison(live: Live, a: RunScore, b: RunScore) -> None:
     def draw() -> None:
         one, other = (cells[s.value] for s, cells in zip(selects, choices, strict=True))
         try:
-            found = pairs(one, other, live.look()[0].videos)
-            said.text = verdict(one, other)[1]
+            found = pairs(one, other, stored)
+            said.text = verdict(one, other)
         except ValueError as error:
             found, said.text = [], f"These cannot be compared: {error}."
         shown = [pair for pair in found if kind.value in ("all", pair.kind)]

@@ -16,6 +16,8 @@ READERS = 16
 """Threads for many small objects behind S3; a folder is read faster without any."""
 S = TypeVar("S")
 T = TypeVar("T")
+Stamp = tuple[int, int]
+"""A key's size and the time when it was written (ns since 1970): another stamp, other bytes."""
 
 
 class ArchiveError(Exception):
@@ -32,11 +34,18 @@ class Archive:
 
     def list(self, prefix: str = "") -> list[str]:
         """Every key under the folder `prefix`, sorted; none when it does not exist."""
+        return sorted(self.stamps(prefix))
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """The keys of `list`, in no order, each with what tells whether it was written again."""
         selector = fs.FileSelector(prefix.rstrip("/"), recursive=True, allow_not_found=True)
         with _explained(self.url):
             found = self.files.get_file_info(selector)
-        keys = (info.path for info in found if info.type == fs.FileType.File)
-        return sorted(key for key in keys if not _hidden(key))
+        return {
+            info.path: (info.size, info.mtime_ns)
+            for info in found
+            if info.type == fs.FileType.File and not _hidden(info.path)
+        }
 
     def get(self, key: str) -> bytes:
         """The key's bytes; KeyError when absent, or when it leads out of the store."""

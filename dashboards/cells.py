@@ -87,10 +87,17 @@ class Cell:
 
         The mean of a state's repeats (other seeds).
         """
-        names = ("task", "initial_state", "completed" if chained else "success")
-        columns = [self.table[name].to_pylist() for name in names]
+        return self._means(self.table["completed" if chained else "success"].to_pylist())
+
+    def reached(self, subtasks: int) -> dict[str, dict[int, float]]:
+        """task -> initial state -> the share of its repeats that completed so many of a chain."""
+        return self._means([done >= subtasks for done in self.table["completed"].to_pylist()])
+
+    def _means(self, outcomes: Sequence[float]) -> dict[str, dict[int, float]]:
+        """Outcomes of the rows as means by task and initial state."""
+        columns = [self.table[name].to_pylist() for name in ("task", "initial_state")]
         found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for task, state, outcome in zip(*columns, strict=True):
+        for task, state, outcome in zip(*columns, outcomes, strict=True):
             found[task][state].append(float(outcome))
         return {
             task: {state: sum(repeats) / len(repeats) for state, repeats in states.items()}

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from dashboards.archive import Archive
 from dashboards.cells import BROKEN, Cell, span
 from dashboards.report.scores import OWN, RunScore, conditions, run_score
-from dashboards.rows import Known
-from dashboards.runs import Run, Study, read_study
-from vlm4vla.analysis import Paired, compare, pairs_to_tell_apart
+from dashboards.runs import Known, Run, Study, read_study
+from vlm4vla.analysis import compare, pairs_to_tell_apart
+from vlm4vla.compare import paired_difference
 
 AT_WORK_S = 300.0
 """A run is at work while its last step or episode is younger than this."""
@@ -24,7 +24,7 @@ class Live:
 
     archive: Archive
     patience: float = 10.0
-    _known: Known = field(default_factory=dict)
+    _known: Known = field(default_factory=Known)
     _study: Study | None = None
     _scores: Sequence[RunScore] = ()
     _read_at: float = 0.0
@@ -125,8 +125,10 @@ def _episodes(cell: Cell) -> dict[tuple[str, int, int, str], tuple[bool, str]]:
     return {(task, state, seed, text): (won, key) for task, state, seed, text, won, key in rows}
 
 
-def verdict(a: Cell, b: Cell) -> tuple[Paired, str]:
-    """The paired comparison and what it says in a sentence; ValueError when none is possible."""
+def verdict(a: Cell, b: Cell) -> str:
+    """What the paired comparison says, in a sentence; ValueError when none is possible."""
+    if a.trials > a.states or b.trials > b.states:
+        return _of_repeats(a, b)
     found = compare(a.table, b.table)
     total = found.both + found.only_a + found.only_b + found.neither
     value, low, high = (100 * number for number in found.difference)
@@ -135,4 +137,14 @@ def verdict(a: Cell, b: Cell) -> tuple[Paired, str]:
     if found.p >= 0.05 and found.only_a != found.only_b:
         enough = pairs_to_tell_apart(found.only_a, found.only_b, total)
         said += f" If this gap is real, about {enough:,} states would show it."
-    return found, said
+    return said
+
+
+def _of_repeats(a: Cell, b: Cell) -> str:
+    """Repeats of a state are no further states, so their means are compared."""
+    if a.fields["instruction_mode"] != b.fields["instruction_mode"]:
+        raise ValueError("the two were given different instructions")
+    found = paired_difference(a.outcomes(), b.outcomes(), 100.0)
+    value, low, high = found.difference
+    said = f"A minus B: {value:+.1f} points [{low:+.1f}, {high:+.1f}], bootstrap p = {found.p:.3g}"
+    return f"{said} over {found.pairs} shared initial states, means of their repeats."

@@ -69,12 +69,12 @@ class _Keys:
     errors: list[str] = field(default_factory=list)
 
 
-Known = dict[str, tuple[list[str], Cell]]
+KnownCells = dict[str, tuple[list[str], Cell]]
 """Cells read before, with their keys: nothing under a key ever changes, so equal keys are
 equal cells."""
 
 
-def read_cells(archive: Archive, known: Known | None = None) -> list[Cell]:
+def read_cells(archive: Archive, known: KnownCells | None = None) -> list[Cell]:
     """Every cell of the store, by id; those in `known` only where there is something new."""
     known = {} if known is None else known
     by_cell: dict[str, _Keys] = defaultdict(_Keys)

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dashboards.archive import Archive
+from dashboards.archive import Archive, Stamp
 from dashboards.cells import BROKEN, UNFINISHED, Cell, Problem
-from dashboards.rows import Known, read_cells
+from dashboards.curves import Curve, KnownCurves, read_curves
+from dashboards.rows import KnownCells, read_cells
 from dashboards.stages import Stage, read_stage
 
 LONGEST_CURVE = 400
@@ -119,25 +120,40 @@ class _Parts:
 
     complete: list[str] = field(default_factory=list)
     described: list[str] = field(default_factory=list)
-    metrics: list[str] = field(default_factory=list)
+    metrics: dict[str, Stamp] = field(default_factory=dict)
     similarity: list[str] = field(default_factory=list)
     stage: str = ""
     error: str = ""
 
 
+@dataclass
+class Known:
+    """What was read of a store before: the parts of it that are many small files."""
+
+    cells: KnownCells = field(default_factory=dict)
+    curves: KnownCurves = field(default_factory=dict)
+
+
 def read_study(archive: Archive, known: Known | None = None) -> Study:
-    """Read the whole store, rows included; `known` as for `read_cells`."""
-    cells = read_cells(archive, known)
+    """Read the whole store, rows included; of what is in `known` only what is new."""
+    known = known or Known()
+    cells = read_cells(archive, known.cells)
     by_policy: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_policy[str(cell.fields.get("policy", ""))].append(cell)
-    found, stages = _keys(archive), list[Stage]()
-    for name, parts in sorted(found.items()):
-        stage = read_stage(archive, name, parts.stage, parts.described)
-        if stage is not None:
-            stages.append(stage)
-            del found[name]
-    runs = [_run(archive, name, parts, by_policy) for name, parts in sorted(found.items())]
+
+    def stage_of(item: tuple[str, _Parts]) -> Stage | None:
+        return read_stage(archive, item[0], item[1].stage, item[1].described)
+
+    def run_of(item: tuple[str, _Parts]) -> Run:
+        return _run(archive, *item, known.curves[item[0]], by_policy)
+
+    found = _keys(archive)
+    stages = [stage for stage in archive.map(stage_of, sorted(found.items())) if stage]
+    for stage in stages:
+        del found[stage.id]
+    read_curves(archive, {name: parts.metrics for name, parts in found.items()}, known.curves)
+    runs = list(archive.map(run_of, sorted(found.items())))
     mine = {cell.id for run in runs for cell in run.cells}
     return Study(
         archive.url,
@@ -159,9 +175,9 @@ def _keys(archive: Archive) -> dict[str, _Parts]:
             parts.described.append(key)
         elif key.endswith("/stage.json"):
             parts.stage = key
-    for key in archive.list("metrics"):
+    for key, stamp in archive.stamps("metrics").items():
         if key.endswith(".parquet"):
-            found[key.split("/")[1]].metrics.append(key)
+            found[key.split("/")[1]].metrics[key] = stamp
         elif key.endswith("/error.json"):
             found[key.split("/")[1]].error = key
     for key in archive.list("similarity"):
@@ -170,9 +186,13 @@ def _keys(archive: Archive) -> dict[str, _Parts]:
 
 
 def _run(
-    archive: Archive, name: str, parts: _Parts, by_policy: Mapping[str, Sequence[Cell]]
+    archive: Archive,
+    name: str,
+    parts: _Parts,
+    curve: Curve,
+    by_policy: Mapping[str, Sequence[Cell]],
 ) -> Run:
-    problems: list[Problem] = []
+    problems = list(curve.problems)
     config = _config(archive, name, parts, problems)
     checkpoints: dict[int, str] = {}
     for key in parts.complete:
@@ -181,8 +201,10 @@ def _run(
             checkpoints[int(key.split("/")[2].removeprefix("step-"))] = digest
         except (KeyError, TypeError, ValueError):
             problems.append(Problem(key, "does not mark a checkpoint"))
-    cells = [cell for digest in dict.fromkeys(checkpoints.values()) for cell in by_policy[digest]]
-    metrics = _metrics(archive, parts.metrics, problems)
+    cells = [
+        cell for digest in dict.fromkeys(checkpoints.values()) for cell in by_policy.get(digest, ())
+    ]
+    metrics = tuple(curve.rows.values())
     similarity = tuple(sorted(_similarity(archive, parts.similarity, problems)))
     made = Run(name, config, checkpoints, metrics, tuple(cells), tuple(problems), similarity)
     if parts.error and (made.steps is None or made.trained < made.steps):
@@ -205,22 +227,6 @@ def _config(archive: Archive, name: str, parts: _Parts, problems: list[Problem])
         except (KeyError, TypeError, ValueError):
             problems.append(Problem(key, "does not describe a policy"))
     return {}
-
-
-def _metrics(
-    archive: Archive, keys: Sequence[str], problems: list[Problem]
-) -> tuple[dict[str, float], ...]:
-    """Rows by step; of a step that was trained again after a crash, the later one."""
-    rows: dict[int, dict[str, float]] = {}
-    for key in keys:
-        try:
-            for row in pq.read_table(io.BytesIO(archive.get(key))).to_pylist():
-                step = int(row["step"])
-                if step not in rows or row["time"] >= rows[step]["time"]:
-                    rows[step] = {k: v for k, v in row.items() if v is not None}
-        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
-            problems.append(Problem(key, "does not hold training metrics"))
-    return tuple(rows[step] for step in sorted(rows))
 
 
 def _similarity(

@@ -22,7 +22,7 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--step", type=int, help="its checkpoint; the last if absent")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--scores", type=Path, metavar="PATH", help="a sweep's --json, for the model card"
+        "--scores", type=Path, metavar="PATH", help="a sweep's or evaluation's --json, for the card"
     )
     return parser.parse_args()
 

@@ -4,7 +4,8 @@
 .venv/bin/python jobs/feature_similarity.py --runs RUN --frames 512 --json similarity.json
 
 Linear CKA of every layer, at every checkpoint in the store, with the backbone as published and
-with each auxiliary stage of it. What was measured is not measured again; the report draws it.
+with each auxiliary stage of it. What was measured over as many frames is not measured again; the
+report draws what was measured last.
 """
 
 from __future__ import annotations

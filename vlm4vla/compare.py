@@ -219,7 +219,8 @@ def beyond_noise(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
 class Effect:
     """One of our policies minus another on the states both played, in the paper's unit.
 
-    p: exact McNemar for success, of the bootstrap's interval for chain lengths.
+    p: exact McNemar where every outcome is 0 or 1; of the bootstrap's interval for chains and
+    means of repeats.
     """
 
     difference: Estimate
@@ -229,13 +230,18 @@ class Effect:
 
 def paired_effect(benchmark: str, a: Outcomes, b: Outcomes, seed: int = 0) -> Effect:
     """ValueError when the two share no state."""
+    return paired_difference(a, b, unit(benchmark), seed)
+
+
+def paired_difference(a: Outcomes, b: Outcomes, factor: float, seed: int = 0) -> Effect:
+    """a minus b, times factor; ValueError when the two share no state."""
     shared = [(t, s) for t in a for s in a[t] if s in b.get(t, {})]
     if not shared:
         raise ValueError("the two policies share no initial state")
     ours = np.array([a[task][state] for task, state in shared])
     theirs = np.array([b[task][state] for task, state in shared])
-    gap = scaled(_bootstrap(ours - theirs, seed), unit(benchmark))
-    if chained(benchmark):
+    gap = scaled(_bootstrap(ours - theirs, seed), factor)
+    if not np.isin([ours, theirs], (0, 1)).all():
         return Effect(gap, p_value(gap), len(shared))
     wins, losses = int(np.sum(ours > theirs)), int(np.sum(ours < theirs))
     return Effect(gap, mcnemar(wins, losses), len(shared))

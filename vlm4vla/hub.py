@@ -44,7 +44,8 @@ class VLM4VLA:
 def export(trained: Path, out: Path, figures: Mapping[str, Any], scores: Rows = ()) -> None:
     """Write `out` from a checkpoint's folder with its policy.safetensors and policy.json.
 
-    figures: the training's last (name to number). scores: rows of success rates, with task,
+    figures: the training's last (name to number). scores: rows of success rates of this policy,
+    its controls among them, with benchmark, task, checkpoint (what was played), horizon,
     successes, trials, low and high.
     """
     description = json.loads((trained / DESCRIPTION).read_text())
@@ -114,9 +115,13 @@ def card(
 def _scores(scores: Rows) -> list[str]:
     if not scores:
         return ["Not evaluated when this was exported."]
-    head = ["| task | success | 95% interval | trials |", "|---|---|---|---|"]
+    head = [
+        "| benchmark | task | checkpoint | horizon | success | 95% interval | trials |",
+        "|---|---|---|---|---|---|---|",
+    ]
     return head + [
-        f"| {s['task']} | {100 * s['successes'] / s['trials']:.1f}% |"
+        f"| {s['benchmark']} | {s['task']} | {s['checkpoint']} | {s['horizon']} |"
+        f" {100 * s['successes'] / s['trials']:.1f}% |"
         f" {100 * s['low']:.0f}–{100 * s['high']:.0f}% | {s['trials']} |"
         for s in scores
     ]

@@ -178,10 +178,12 @@ def _part_score(column: str, columns: Sequence[str], found: RunScore | None) -> 
     row = protocol(found.run.benchmark)
     assert row is not None
     chain = row.chain > 1
-    least = (columns.index(column) + 0.5) / row.chain
+    outcomes = found.winner
+    if chain and found.cell:
+        outcomes = found.cell.reached(columns.index(column) + 1)
     values = [
-        float(value >= least) if chain else value
-        for task, states in found.winner.items()
+        value
+        for task, states in outcomes.items()
         for state, value in states.items()
         if state < row.trials and (chain or column in task)
     ]

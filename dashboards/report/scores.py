@@ -32,7 +32,7 @@ OWN, WRONG_WORD = "own", "wrong_word"
 
 @dataclass(frozen=True)
 class RunScore:
-    """A run's score under one set of conditions, and the outcomes of the winning cell.
+    """A run's score under one set of conditions, and the winning cell with its outcomes.
 
     others: further sets of conditions it was evaluated under, kept apart.
     untrained, wrong_word: success of the controls with its interval; None if not played.
@@ -45,6 +45,7 @@ class RunScore:
     untrained: Estimate | None = None
     wrong_word: Estimate | None = None
     conditions: tuple[object, ...] = ()
+    cell: Cell | None = None
 
 
 def outcomes(cell: Cell) -> Outcomes:
@@ -71,7 +72,8 @@ def run_score(run: Run) -> RunScore:
     if not groups:
         return RunScore(run, Score(MISSING, _why_no_cells(run)), {})
     chosen = max(groups.values(), key=lambda cells: sum(cell.trials for cell in cells))
-    found, winner = _score(run, chosen)
+    found = _score(run, chosen)
+    winner = next((c for c in chosen if _place(run, c) == found.place), None)
     others = len(groups) - 1
     if others:
         said = f"also evaluated under {others} other condition{'s' * (others > 1)}, kept apart"
@@ -82,7 +84,13 @@ def run_score(run: Run) -> RunScore:
         same = [c for c in same if c.fields["horizon"] == found.place.horizon]
     untrained = [c for c in same if c.fields["instruction_mode"] == OWN and not run.step_of(c)]
     confused = [c for c in same if c.fields["instruction_mode"] == WRONG_WORD]
-    return RunScore(run, found, winner, others, _control(untrained), _control(confused), under)
+    controls = _control(untrained), _control(confused)
+    played = outcomes(winner) if winner else {}
+    return RunScore(run, found, played, others, *controls, under, winner)
+
+
+def _place(run: Run, cell: Cell) -> Place:
+    return Place(run.step_of(cell), cell.fields["horizon"])
 
 
 def _why_no_cells(run: Run) -> str:
@@ -91,24 +99,23 @@ def _why_no_cells(run: Run) -> str:
     return "training has no checkpoint yet" if run.metrics else "not trained yet"
 
 
-def _score(run: Run, cells: Sequence[Cell]) -> tuple[Score, Outcomes]:
+def _score(run: Run, cells: Sequence[Cell]) -> Score:
     broken = [cell for cell in cells if cell.status == CELL_BROKEN]
     if broken:
         count = sum(len(cell.problems) for cell in broken)
-        return Score(BROKEN, f"{count} stored object(s) cannot be trusted"), {}
+        return Score(BROKEN, f"{count} stored object(s) cannot be trusted")
     trials = sum(cell.trials for cell in cells)
     if any(cell.status == CELL_UNFINISHED for cell in cells):
-        return Score(UNFINISHED, f"{trials} episodes so far", trials=trials), {}
+        return Score(UNFINISHED, f"{trials} episodes so far", trials=trials)
     row = protocol(run.benchmark)
     if row is None:
-        return Score(MISSING, f"benchmark {run.benchmark!r} is unknown to this code"), {}
-    played = {Place(run.step_of(c), c.fields["horizon"]): outcomes(c) for c in cells}
-    found = score(row, played)
+        return Score(MISSING, f"benchmark {run.benchmark!r} is unknown to this code")
+    found = score(row, {_place(run, cell): outcomes(cell) for cell in cells})
     if run.steps is not None and run.trained < run.steps:
         found = replace(
             found, status=UNFINISHED, note=f"trained {run.trained} of {run.steps} steps"
         )
-    return found, played[found.place] if found.place else {}
+    return found
 
 
 def _control(cells: Iterable[Cell]) -> Estimate | None:

@@ -22,6 +22,8 @@ FLUSH_S = 30.0
 """Rows reach the store this often, and before every checkpoint."""
 SETTLE_S = 60.0
 """How long a checkpoint waits for its rows: they are worth less than it is."""
+READERS = 16
+"""Threads that read a run's files, which are thousands and small."""
 GAUGES: dict[str, tuple[str, str]] = {
     "step": ("vla_train_step", "Optimiser steps done"),
     "loss": ("vla_train_loss", "Loss of the last step's global batch"),
@@ -139,8 +141,10 @@ def _key(run: str, first: int, last: int) -> str:
 def read(store: Store, run: str) -> list[dict[str, float]]:
     """Every step's figures in order; of a step done twice, the later one."""
     found: dict[int, dict[str, float]] = {}
-    for key in store.list(f"metrics/{run}/step-"):
-        for row in pq.read_table(io.BytesIO(store.get(key))).to_pylist():
+    with ThreadPoolExecutor(READERS) as pool:
+        files = pool.map(store.get, store.list(f"metrics/{run}/step-"))
+    for data in files:
+        for row in pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist():
             step = int(row["step"])
             if step not in found or row["time"] > found[step]["time"]:
                 found[step] = row

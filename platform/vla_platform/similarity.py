@@ -41,7 +41,7 @@ def runs(store: Store) -> list[str]:
 
 
 def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: int) -> list[Row]:
-    """Every row of the run, measured unless the store has it.
+    """Every row of the run, measured unless the store has it over as many frames.
 
     References are the published backbone and every finished stage of it. ValueError for a run
     without checkpoints.
@@ -53,7 +53,7 @@ def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: i
     left = {
         name: stage
         for name, stage in _references(store, told["backbone"]).items()
-        if any(not store.exists(_key(run, name, each.step)) for each in found)
+        if any(not _measured(store, _key(run, name, each.step), frames) for each in found)
     }
     if left:
         dataset = told["dataset"]
@@ -63,6 +63,14 @@ def ensure(store: Store, cluster: Cluster, compare: Compare, run: str, frames: i
         )(_compare)
         ray.get(task.remote(store, compare, found, dataset, left, frames))
     return rows(store, run)
+
+
+def _measured(store: Store, key: str, frames: int) -> bool:
+    try:
+        table = pq.read_table(io.BytesIO(store.get(key))).to_pylist()
+    except KeyError:
+        return False
+    return all(row.get("frames") == frames for row in table)
 
 
 def _references(store: Store, backbone: str) -> dict[str, Checkpoint | None]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from vla_platform.evaluation import REPEAT
 from vla_platform.ledger import Ledger
 from vla_platform.rows import ROWS, Cell, Row, encode
 from vla_platform.store import open_store
@@ -29,8 +30,11 @@ class Builder:
         self.ledger = Ledger(self.store)
         self.fingerprint = self.ledger.keep_fingerprint(FINGERPRINT)
 
-    def train(self, run: Run, steps=(), metrics=20):
-        """A run with checkpoints at the steps (all of its recipe's for none); its id."""
+    def train(self, run: Run, steps=(), metrics=20, files=1):
+        """A run with checkpoints at the steps (all of its recipe's for none); its id.
+
+        metrics: steps that have figures, over so many files (a training sends one in 30 s).
+        """
         row = benchmark(run.benchmark)
         run = run.resolved(row.recipe)
         name = run.id(row)
@@ -39,15 +43,21 @@ class Builder:
             self.store.put(f"{folder}/policy.json", json.dumps({"run": asdict(run)}).encode())
             marker = {"digest": digest(name, step), "step": step}
             self.store.put(f"{folder}/complete.json", json.dumps(marker).encode())
-        if metrics:
-            rows = [
-                {"step": s, "time": 1e9 + s, "loss": 1 / (s + 1), "samples_per_s": 90.0 + s % 7}
-                for s in range(1, metrics + 1)
-            ]
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows), sink)
-            self.store.put(f"metrics/{name}/step-00000100.parquet", sink.getvalue().to_pybytes())
+        each = -(-metrics // files)
+        for first in range(1, metrics + 1, each):
+            self.figures(name, first, min(first + each - 1, metrics))
         return name
+
+    def figures(self, run: str, first: int, last: int, began: float = 1e9):
+        """A file of training metrics, one step a second."""
+        rows = [
+            {"step": s, "time": began + s, "loss": 1 / (s + 1), "samples_per_s": 90.0 + s % 7}
+            for s in range(first, last + 1)
+        ]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        key = f"metrics/{run}/step-{first:08d}-{last:08d}.parquet"
+        self.store.put(key, sink.getvalue().to_pybytes())
 
     def compare(self, run: str, reference: str, step: int, value: float, layers: int = 2):
         """Similarities of a checkpoint, the language model's a tenth higher."""
@@ -66,12 +76,16 @@ class Builder:
         return Cell(policy=digest(run, step), benchmark=name, horizon=horizon, **fields)
 
     def play(self, cell: Cell, outcomes, compact=True, **fields):
-        """Rows of a cell: task -> list of outcomes by initial state (ints: subtasks done)."""
+        """Rows of a cell: task -> list of outcomes by initial state (ints: subtasks done).
+
+        A state's outcome may be a tuple, of its repeats.
+        """
         self.ledger.describe(cell)
         rows = [
-            made(cell, task, state, outcome, **fields)
+            made(cell, task, state, outcome, repeat, **fields)
             for task, results in outcomes.items()
-            for state, outcome in enumerate(results)
+            for state, every in enumerate(results)
+            for repeat, outcome in enumerate(every if isinstance(every, tuple) else (every,))
         ]
         if compact:
             data = encode(pa.Table.from_pylist([row.flat() for row in rows], ROWS))
@@ -87,11 +101,11 @@ def digest(run: str, step: int) -> str:
     return hashlib.sha256(f"{run}/{step}".encode()).hexdigest()
 
 
-def made(cell: Cell, task: str, state: int, outcome, **fields) -> Row:
+def made(cell: Cell, task: str, state: int, outcome, repeat: int = 0, **fields) -> Row:
     done = int(outcome)
     success = done == 5 if cell.benchmark == "calvin" else bool(outcome)
     plain = Row(
-        episode=cell.episode(task, state, state, ""),
+        episode=cell.episode(task, state, state + repeat * REPEAT, ""),
         success=success,
         success_any=success,
         success_last=success,

@@ -77,10 +77,24 @@ def test_two_runs_are_compared_on_the_same_states(builder):
     assert [pair.kind for pair in found] == ["both"] * 3 + ["only A"] * 3 + ["neither"] * 4
     assert [bool(pair.video_a) for pair in found].index(True) == 4
     assert not any(pair.video_b for pair in found)
-    paired, said = verdict(a, b)
-    assert (paired.only_a, paired.only_b) == (3, 0) and paired.p == 0.25
+    said = verdict(a, b)
+    assert "McNemar p = 0.25 over" in said
     assert said.startswith("A minus B: +30.0 points") and "10 shared initial states" in said
     assert re.search(r"about \d+ states would show it", said)
+
+
+def test_repeats_of_a_state_are_no_further_states(builder):
+    for backbone, outcome in (("tiny-qwen3vl-2b", (True, True, False)), ("tiny-kosmos-2", False)):
+        run = builder.train(Run(backbone, "tabletop"))
+        builder.play(builder.cell(run, 1000, 2, "tabletop"), {"reach": [outcome, outcome, False]})
+    runs = {run.name: run for run in Live(open_archive(builder.url)).look()[0].runs}
+    names = "tiny-qwen3vl-2b", "tiny-kosmos-2"
+    a, b = (next(iter(cells_to_compare(runs[name]).values())) for name in names)
+    assert len(pairs(a, b, {})) == 3, "an episode has its twin, a repeat has none"
+    for said in (verdict(a, b), verdict(a, a)):
+        assert "over 3 shared initial states, means of their repeats" in said
+    assert verdict(a, b).startswith("A minus B: +44.4 points")
+    assert verdict(b, a).startswith("A minus B: -44.4 points")
 
 
 def test_cells_of_other_environments_are_not_compared(builder):

@@ -14,6 +14,7 @@ from dashboards.runs import read_study
 from envs.benchmarks import benchmark
 from tests.dashboards.builder import share
 from vlm4vla.capability import Score
+from vlm4vla.compare import p_value
 from vlm4vla.run import Run
 from vlm4vla.study import TABLES, Grid, Table
 
@@ -22,10 +23,13 @@ QWEN = Run("qwen2.5vl-3b", "simpler")
 FROZEN = Run("qwen2.5vl-3b", "simpler", freeze=("vision",))
 
 
-def simpler(builder, run, rate, confirm=None, steps=SIMPLER.recipe.checkpoints, others=24):
+def simpler(
+    builder, run, rate, confirm=None, steps=SIMPLER.recipe.checkpoints, others=24, repeats=()
+):
     """A whole evaluation on SimplerEnv; the last checkpoint is the best.
 
-    others: states per task after which the earlier checkpoints were stopped.
+    others: states per task after which the earlier checkpoints were stopped. repeats: outcomes
+    of each state that is won, once more each.
     """
     name = builder.train(run, steps=(0, *steps))
     for step in steps:
@@ -35,6 +39,8 @@ def simpler(builder, run, rate, confirm=None, steps=SIMPLER.recipe.checkpoints, 
             states = share(rate if best and horizon == 4 else rate / 2, played)
             if best and horizon == 4 and confirm is not None:
                 states = states + share(confirm, 24)
+            if repeats:
+                states = [tuple(won and more for more in (True, *repeats)) for won in states]
             cell = builder.cell(name, step, horizon, "simpler")
             builder.play(cell, dict.fromkeys(SIMPLER.tasks, states))
     return name
@@ -81,6 +87,35 @@ def test_effects_are_measured_on_the_same_states(builder):
     line = line_of(scores_of(builder), "table3", "qwen2.5vl-3b+freeze_vision", "simpler")
     assert line.printed_effect == -24.05 and line.effect.pairs == 96
     assert line.effect.difference.value == pytest.approx(-50) and line.effect_beyond
+
+
+def test_repeated_states_stand_beside_states_played_once(builder, tmp_path):
+    simpler(builder, QWEN, 0.75)
+    repeated = simpler(builder, FROZEN, 0.75, repeats=(False, True))
+    line = line_of(scores_of(builder), "table3", "qwen2.5vl-3b+freeze_vision", "simpler")
+    assert line.score.status == "measured" and line.score.best.value == pytest.approx(50)
+    assert line.effect.pairs == 96 and line.effect.difference.value == pytest.approx(-25)
+    assert line.effect.p == p_value(line.effect.difference) and line.effect_beyond
+    (group,) = boxes(scores_of(builder))["groups"]
+    assert sorted(max(box["values"]) for box in group["boxes"]) == pytest.approx([50, 75])
+    build(open_archive(builder.url), tmp_path / "site")
+    shown = (tmp_path / "site" / "tables" / "table3.md").read_text()
+    (row,) = [x for x in shown.splitlines() if "| qwen2.5vl-3b+freeze_vision | simpler |" in x]
+    assert "| 50.00 [" in row and row.endswith("| yes | measured |")
+    assert "-25.0" in (tmp_path / "site" / "tables.html").read_text()
+    assert "36/72" in (tmp_path / "site" / "runs" / f"{repeated}.html").read_text()
+
+
+def test_rates_of_a_repeated_chain_are_of_its_repeats(builder):
+    name = builder.train(Run("kosmos-2", "calvin"))
+    for step in CALVIN.recipe.checkpoints:
+        for horizon in CALVIN.horizons:
+            cell = builder.cell(name, step, horizon, "calvin")
+            builder.play(cell, {"sequence": [(5, 0)] * 10})
+    scores = scores_of(builder)
+    for column, value in (("avg_len", 2.5), ("task1", 0.5), ("task5", 0.5)):
+        line = line_of(scores, "table1", "kosmos-2", column)
+        assert line.score.best.value == pytest.approx(value)
 
 
 def test_calvins_rates_are_the_winners(builder):

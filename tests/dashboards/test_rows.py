@@ -1,6 +1,8 @@
 """Reading the store: what cannot be trusted is named and enters no number."""
 
 import json
+import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +13,10 @@ from vla_platform.rows import SCHEMA as LEDGER_SCHEMA
 from vla_platform.rows import encode_row
 from vla_platform.store import open_store
 
-from dashboards.archive import ArchiveError, open_archive
+from dashboards.archive import Archive, ArchiveError, open_archive
 from dashboards.cells import BROKEN, COMPLETE, UNFINISHED
 from dashboards.rows import COLUMNS, SCHEMAS, read_cells
-from dashboards.runs import read_study, thin
+from dashboards.runs import Known, read_study, thin
 from tests.dashboards.builder import made, share
 from vlm4vla.run import Run
 
@@ -187,6 +189,49 @@ def test_a_run_without_a_readable_configuration_is_broken(builder):
     builder.store.put(f"metrics/{run}/step-00000200.parquet", b"?")
     (found,) = read_study(open_archive(builder.url)).runs
     assert found.status == BROKEN and len(found.problems) == 2 and len(found.metrics) == 20
+
+
+def asked(monkeypatch, keys, before=lambda: None):
+    """Adds the keys of metrics to `keys` as they are read."""
+    get = Archive.get
+
+    def noted(archive, key):
+        if key.startswith("metrics/"):
+            keys.append(key)
+            before()
+        return get(archive, key)
+
+    monkeypatch.setattr(Archive, "get", noted)
+
+
+def test_metrics_are_read_once(builder, monkeypatch):
+    run = builder.train(Run("tiny-kosmos-2", "tabletop"), metrics=40, files=8)
+    builder.store.put(f"metrics/{run}/step-00000099.parquet", b"?")
+    archive, known, read = open_archive(builder.url), Known(), list[str]()
+    asked(monkeypatch, read)
+
+    def look():
+        read.clear()
+        (found,) = read_study(archive, known).runs
+        assert [row["step"] for row in found.metrics] == list(range(1, len(found.metrics) + 1))
+        assert len(found.problems) == 1
+        return [len(read), len(found.metrics), found.metrics[-1]["time"]]
+
+    assert look() == [9, 40, 1e9 + 40]
+    assert look() == [0, 40, 1e9 + 40]
+    builder.figures(run, 41, 45)
+    assert look() == [1, 45, 1e9 + 45]
+    builder.figures(run, 41, 45, began=2e9)  # the same steps, after a crash
+    assert look()[1:] == [45, 2e9 + 45]
+
+
+def test_metrics_of_all_runs_are_read_side_by_side(builder, monkeypatch):
+    for seed in range(2):
+        builder.train(Run("tiny-kosmos-2", "tabletop", seed=seed), metrics=4, files=2)
+    read, together = list[str](), threading.Barrier(4, timeout=60)
+    asked(monkeypatch, read, together.wait)
+    study = read_study(replace(open_archive(builder.url), remote=True))
+    assert len(read) == 4 and [len(run.metrics) for run in study.runs] == [4, 4]
 
 
 def test_curves_are_thinned_to_their_end():

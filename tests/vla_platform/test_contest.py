@@ -12,7 +12,7 @@ from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
 from vlm4vla.selection import confirmation_states, select
-from vlm4vla.sequential import hopeless, order
+from vlm4vla.sequential import hopeless, order, race
 
 TABLETOP = benchmark("tabletop")
 JUDGE = SimpleNamespace(
@@ -77,6 +77,34 @@ def test_hopeless_cells_are_stopped_and_the_winner_stays(ledger):
     assert standing.saved > 20
     assert standing.played + standing.saved == 4 * 60
     assert len(player.played) == standing.played + standing.confirmed
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_simulated_race_is_a_contest(ledger, seed):
+    """`tests/bench/bench_sequential.py` measures the error of races."""
+    states, horizons, steps = 10, (4, 2), (100, 200, 300)
+    rng, rates = np.random.default_rng(seed), (0.1, 0.3, 0.5, 0.6, 0.95, 0.2)
+    scores = (rng.random((6, 30)) < np.array(rates)[:, None]).astype(float)
+    places = [(step, horizon) for step in steps for horizon in horizons]
+    turns = {state: turn for turn, state in enumerate(order(TABLETOP.tasks, states))}
+
+    def play(assignments):
+        for assignment in assignments:
+            episode, step = assignment.episode, assignment.checkpoint.step
+            cell = places.index((step, episode.cell.horizon))
+            won = bool(scores[cell, turns[episode.task, episode.initial_state]])
+            ledger.commit(Row(episode, won, won, won, 1, 1, 0.0, 0.0, writer=episode.key))
+
+    wanted = rules(states=states, look=5, confirm=0)
+    contest = Contest(ledger, TABLETOP, "print", wanted, JUDGE, steps, play)
+    for step in steps:
+        contest.enter(Checkpoint("run", step, f"{step:064d}"))
+    winner = contest.finish().selection.winner
+    played = {(e.step, e.horizon): len(outcomes) for e, outcomes in contest.outcomes.items()}
+    found = race(scores, 0.05, batch=5, groups=[[0, 1], [2, 3], [4, 5]])
+    assert tuple(played[place] for place in places) == found.played
+    assert (winner.step, winner.horizon) == places[found.winner]
+    assert min(found.played) < 30
 
 
 def test_confirmation_is_on_states_that_chose_nothing(ledger):

@@ -1,6 +1,7 @@
 """A training's figures in the store: before their checkpoint, never replaced, never in the way."""
 
 import io
+import threading
 import time
 from types import SimpleNamespace
 
@@ -73,6 +74,29 @@ def test_a_resumed_attempt_replaces_no_other_steps(store, tmp_path):
         made.add(rows(*attempt))
         made.close()
     assert stored(store) == [1, 2, 3, 4]
+
+
+class Together:
+    """A store that answers when four keys are asked for at once."""
+
+    def __init__(self, inner):
+        self.inner, self.barrier = inner, threading.Barrier(4, timeout=60)
+
+    def list(self, prefix):
+        return self.inner.list(prefix)
+
+    def get(self, key):
+        self.barrier.wait()
+        return self.inner.get(key)
+
+
+def test_files_are_read_side_by_side(store, tmp_path):
+    made = Curves(store, RUN, tmp_path / "events")
+    for step in range(1, 5):
+        made.add(rows(step))
+        made.flush()
+    made.close()
+    assert stored(Together(store)) == [1, 2, 3, 4]
 
 
 def test_files_named_by_their_last_step_alone_are_read(store, tmp_path):

@@ -176,16 +176,23 @@ def test_pickles_for_what_describes_rows(store: Store, bomb: bytes):
 
 
 def test_the_report_reads_a_poisoned_store(store: Store, bomb: bytes):
-    for key in (
+    of_cell = {
         f"cells/{CELL.id}/cell.json",
         f"cells/{CELL.id}/episodes/{EPISODE.key}.parquet",
         f"cells/{CELL.id}/cell-{sha(bomb)[:32]}.parquet",
+    }
+    of_run = {
         f"policies/{RUN}/step-00000001/{artifacts.COMPLETE}",
         f"policies/{RUN}/step-00000001/{artifacts.DESCRIPTION}",
         f"metrics/{RUN}/step-00000001.parquet",
-    ):
+    }
+    for key in of_cell | of_run:
         store.put(key, bomb)
-    read_study(open_archive(store.url))
+    study = read_study(open_archive(store.url))
+    (cell,), (run,) = study.strangers, study.runs
+    assert {problem.key for problem in cell.problems} == of_cell
+    assert {problem.key for problem in run.problems} == of_run
+    assert (cell.trials, run.checkpoints, run.metrics) == (0, {}, ())
 
 
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -37,7 +37,8 @@ def trained(tmp_path_factory):
 
 
 def test_an_exported_policy_acts_the_same_without_ray_and_deepspeed(trained, tmp_path):
-    scores = [{"task": "reach", "successes": 9, "trials": 10, "low": 0.6, "high": 0.98}]
+    rate = {"task": "reach", "successes": 9, "trials": 10, "low": 0.6, "high": 0.98}
+    scores = [{**rate, "benchmark": "tabletop", "checkpoint": "trained", "horizon": 4}]
     export(trained, tmp_path / "out", {"loss": 0.25}, scores)
     command = [sys.executable, "-c", READER, str(tmp_path / "out"), str(tmp_path / "actions.npy")]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -45,7 +46,7 @@ def test_an_exported_policy_acts_the_same_without_ray_and_deepspeed(trained, tmp
     seen = tabletop.Tabletop(ROW).reset("reach", 3)
     assert np.array_equal(load_policy(trained).act([seen]), np.load(tmp_path / "actions.npy"))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| reach | 90.0% | 60–98% | 10 |" in card
+    assert "| tabletop | reach | trained | 4 | 90.0% | 60–98% | 10 |" in card
     assert "profile `paper`, 2 steps of 8 samples" in card
     assert "loss: 0.25" in card
 
