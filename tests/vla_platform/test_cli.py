@@ -67,6 +67,7 @@ def test_a_cluster_that_is_gone_is_named_with_the_remedy(monkeypatch):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)  # by another test
     with pytest.raises(ValueError, match=rf"{address} \(.*refused\): correct it, or unset it"):
         session.connect()
 

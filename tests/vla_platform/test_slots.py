@@ -4,10 +4,12 @@ import os
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from vla_platform import slots
+from vla_platform import waiting as waiting_room
 from vla_platform.assignments import Assignment
 from vla_platform.cluster import CLUSTERS, Limits, Needs
 from vla_platform.fleet import share
@@ -141,8 +143,8 @@ def test_hosts_are_shared_by_work_and_never_more_than_episodes():
 
 
 def test_the_longest_go_first_and_the_unlucky_wait(monkeypatch):
-    now = iter((5.0, *[5.1] * 3, 5.3))
-    monkeypatch.setattr("vla_platform.waiting.time.monotonic", lambda: next(now))
+    clock = SimpleNamespace(now=5.0)
+    monkeypatch.setattr(waiting_room, "time", SimpleNamespace(monotonic=lambda: clock.now))
     row = replace(ROW, step_limits={"reach": 10, "push": 40})
     order = [assignment(row, task) for task in ("reach", "push", "reach")]
     waiting = Waiting(order)
@@ -152,6 +154,7 @@ def test_the_longest_go_first_and_the_unlucky_wait(monkeypatch):
     waiting.again(first, 0.2)
     assert [waiting.take("tabletop").episode.task for _ in range(2)] == ["reach", "reach"]
     assert waiting.take("tabletop") is None and len(waiting) == 1
+    clock.now += 0.3
     assert waiting.take("tabletop") is first and not len(waiting)
     assert without({"tabletop": Demand(1, 40)}, first) == {}
 
