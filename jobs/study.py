@@ -17,8 +17,8 @@ from typing import Any
 from ray import tune
 from vla_platform import artifacts, cli, needs, study_cli
 from vla_platform.store import Store, open_store
-from vla_platform.study import Study, standing_text
-from vla_platform.tables import aligned
+from vla_platform.study import Study
+from vla_platform.tables import aligned, standing_text
 
 from envs.benchmarks import benchmark
 from vlm4vla import cost, fits, laptop, science

@@ -18,6 +18,7 @@ from vla_platform.contest import Rules, Standing
 from vla_platform.ledger import Ledger
 from vla_platform.stages import Stage
 from vla_platform.store import Store
+from vla_platform.telling import Telling, in_words
 from vla_platform.trained import AnyRun, Science, Setting, data_of, start_of, training_of
 from vla_platform.trial import Trial
 from vla_platform.tuning import Objective, Search, figures, search
@@ -126,7 +127,9 @@ class Study:
         wanted = dataclasses.replace(wanted, scope=self._scope(runs))
         self.say(f"Ray dashboard: {session.connect() or 'none'}")
         completed = partial(_completed, self._settings, make_run)
-        results = search(Objective(self._settings, completed), wanted)
+        total = wanted.samples if wanted.optuna else len(set(runs))
+        telling = Telling(self.say, lambda config: in_words(make_run(config)), total)
+        results = search(Objective(self._settings, completed), wanted, telling)
         self.ended += results.num_terminated
         where = f"{self.store.url}/tune/{wanted.experiment}"
         self.say(f"Tune: {len(results)} trials, {results.num_errors} with errors, in {where}")
@@ -169,12 +172,3 @@ def _completed(
 ) -> AnyRun:
     run = make_run(config)
     return settings[run.benchmark].completed(run)
-
-
-def standing_text(row: Mapping[str, Any]) -> str:
-    """Best with its interval, what confirmation says of it, and which cell it is."""
-    best = f"{100 * row['success']:.0f}% [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-    if "confirmed" in row:
-        low, high = 100 * row["confirmed_low"], 100 * row["confirmed_high"]
-        best += f", confirmed {100 * row['confirmed']:.0f}% [{low:.0f}, {high:.0f}]"
-    return f"{best} (step {row['step']}, horizon {row['horizon']})"

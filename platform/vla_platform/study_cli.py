@@ -14,8 +14,8 @@ from ray.tune import ResultGrid
 from vla_platform import cli
 from vla_platform.stages import Stage, record
 from vla_platform.store import Store
-from vla_platform.study import Study, standing_text
-from vla_platform.tables import aligned
+from vla_platform.study import Study
+from vla_platform.tables import aligned, standing_text
 from vla_platform.trained import Science
 from vla_platform.tuning import OBJECTIVES, Search
 
@@ -140,7 +140,7 @@ def conclude(
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Each row's score, and its policy as `jobs/evaluate.py --policy` takes it."""
-    lines = ([*_named(row, columns), _text(row), row["checkpoint"]] for row in rows)
+    lines = ([*_named(row, columns), standing_text(row), row["checkpoint"]] for row in rows)
     return aligned([[*columns, BEST, "policy"], *lines])
 
 
@@ -204,13 +204,6 @@ def variance(
         over = f"over {len(trainings)} trainings and their trials"
         lines.append(f"{' '.join(key)}: {rate:.0f}% [{low:.0f}, {high:.0f}] {over}")
     return "\n".join(lines)
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    """A trial that was stopped early has a best so far, without an interval."""
-    if "low" in row:
-        return standing_text(row)
-    return f"{100 * row['success']:.0f}% when it was stopped (step {row['step']})"
 
 
 def _named(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -82,6 +82,20 @@ def policies(results: Iterable[Result]) -> str:
     return "\n".join(["Policies, for jobs/evaluate.py --policy:", *lines])
 
 
+def standing_text(row: Row) -> str:
+    """Best with its interval, what confirmation says of it, and which cell it is.
+
+    A run that was stopped early has a best so far, without an interval.
+    """
+    if "low" not in row:
+        return f"{100 * row['success']:.0f}% when it was stopped (step {row['step']})"
+    best = f"{100 * row['success']:.0f}% [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    if "confirmed" in row:
+        low, high = 100 * row["confirmed_low"], 100 * row["confirmed_high"]
+        best += f", confirmed {100 * row['confirmed']:.0f}% [{low:.0f}, {high:.0f}]"
+    return f"{best} (step {row['step']}, horizon {row['horizon']})"
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell, with a rule below the heading."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]

@@ -141,8 +141,13 @@ class _Process:
 _PROCESS = _Process()
 
 
-def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
-    """Run the search, or what is left of it, to its end (or its budget's)."""
+def search(
+    objective: Objective, wanted: Search, telling: tune.Callback | None = None
+) -> tune.ResultGrid:
+    """Run the search, or what is left of it, to its end (or its budget's).
+
+    telling: says what goes on; Tune itself says nothing.
+    """
     setting = next(iter(objective.settings.values()))
     where, filesystem = folder(setting.store), _filesystem(setting.store)
     path = f"{where}/{wanted.experiment}"
@@ -158,9 +163,12 @@ def search(objective: Objective, wanted: Search) -> tune.ResultGrid:
             name=wanted.experiment,
             storage_path=where,
             storage_filesystem=filesystem,
-            callbacks=[Budget(wanted.max_gpu_hours, setting.cluster.training_gpus)],
+            callbacks=[
+                Budget(wanted.max_gpu_hours, setting.cluster.training_gpus),
+                *([telling] if telling else []),
+            ],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            verbose=1,
+            verbose=0,
         ),
     )
     if begun:

@@ -13,6 +13,7 @@ from vla_platform.resuming import Budget
 from vla_platform.store import open_store
 from vla_platform.study import Study
 from vla_platform.study_cli import conclude, variance
+from vla_platform.telling import Telling, in_words
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
 from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, results, search
@@ -156,6 +157,33 @@ def test_a_search_that_spent_its_budget_continues_with_a_larger_one(tmp_path, ra
     begun = [path.name[0] for path in tmp_path.glob("[0-9] *")]
     assert set(begun) == {"1", "2", "3"}
     assert begun.count("1") == 1, "it was finished"
+
+
+def test_a_search_says_how_its_runs_come_out():
+    """Each with what makes it another run than the others, and its score."""
+    said = []
+    runs = {"a": Run("tiny-paligemma-1", "tabletop", lr=2e-3, freeze=("vision",))}
+    runs["b"] = Run("tiny-kosmos-2", "tabletop")
+    telling = Telling(said.append, lambda config: in_words(runs[config["run"]]), total=3)
+    last = {"success": 0.5, "step": 10, "time_total_s": 61.2}
+    scored = last | {"low": 0.4, "high": 0.6, "horizon": 2}
+    first, second = (
+        SimpleNamespace(config={"run": name}, last_result=row, status="TERMINATED")
+        for name, row in (("a", scored), ("b", last))
+    )
+    told = {"iteration": 0, "trials": [first, second]}
+    telling.on_trial_start(**told, trial=first)
+    telling.on_trial_result(**told, trial=first, result={"checkpoint_success": 0.3, "step": 5})
+    telling.on_trial_result(**told, trial=first, result=scored)
+    telling.on_trial_complete(**told, trial=first)
+    telling.on_trial_complete(**told, trial=second)
+    name = "tiny-paligemma-1 tabletop freeze vision lr 0.002"
+    assert said == [
+        f"{name}: begins",
+        f"{name}: 30% at step 5",
+        f"{name}: 50% [40, 60] (step 10, horizon 2); 61 s; 2 of 3 runs",
+        "tiny-kosmos-2 tabletop: 50% when it was stopped (step 10); 61 s; 2 of 3 runs",
+    ]
 
 
 def test_only_without_asha_a_process_is_given_another_trial(tmp_path):
