@@ -84,7 +84,7 @@ class Study:
         checkpoint: the winner as `jobs/evaluate.py --policy` takes it; digest: of its weights.
         """
         chosen = dataclasses.asdict(self.completed(run))  # type: ignore[call-overload]
-        chosen |= {"freeze": "+".join(chosen["freeze"])}
+        chosen |= {"freeze": "+".join(chosen["freeze"]) or "none"}
         winner = standing.selection.winner.checkpoint
         named = {"run": winner.run, "checkpoint": f"{winner.run}@{winner.step}"}
         return {**chosen, **figures(standing), **named, "digest": winner.digest}

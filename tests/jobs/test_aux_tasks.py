@@ -65,7 +65,7 @@ def test_the_six_cells_of_action_injection(tmp_path):
     flags = ("--steps", "4", "--stage-steps", "4", "--states", "1", "--confirm", "0")
     said, rows = job("action_injection", store, *flags)
     assert len({(row["aux"], row["freeze"]) for row in rows}) == 6
-    assert {row["freeze"] for row in rows} == {"", "vision"}
+    assert {row["freeze"] for row in rows} == {"none", "vision"}
     assert said.count("tabletop-actions/action") == 2
     stages = {row["aux"] for row in rows if row["aux"]}
     turns = {stage: os.listdir(store / "leases" / "stages" / stage) for stage in stages}
