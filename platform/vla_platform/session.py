@@ -16,6 +16,7 @@ import ray
 log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
+"""How long a cluster's address may take to answer before it is called wrong."""
 _ENVIRONMENT = {
     # Faster starts and stops of short trainings; see Ray Train's environment variables.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
