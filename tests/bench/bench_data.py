@@ -28,6 +28,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from measured import write
 from vla_platform.prepare import make_shard
 from vla_platform.store import open_store
 
@@ -226,9 +227,8 @@ def main() -> int:
             "prepared_frames_per_cpu_s": preparing(folder, sizes),
             "epoch_own_mb": memory(folder),
             "frames": args.frames.name if args.frames else f"drawn, {count}",
-            "cores": len(os.sched_getaffinity(0)),
         }
-    OUT.write_text(json.dumps(made, indent=1) + "\n")
+    write(OUT, made)
     print(json.dumps(made, indent=1))
     return 0
 

@@ -10,11 +10,11 @@ Writes tests/bench/fast.json.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
+from tests.bench.measured import write
 from vlm4vla.aux.fast import SCALE, Fast
 from vlm4vla.aux.fast_qa import whole_chunks
 from vlm4vla.data.dataset import MANIFEST, Manifest
@@ -75,7 +75,7 @@ def main() -> None:
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()))
     source = Manifest.from_bytes((options.dataset / MANIFEST).read_bytes()).source
     about = {"source": source, "episodes": len(episodes), "actions": sum(map(len, episodes))}
-    options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    write(options.json, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.bench.measured import write
 from tests.vla_platform.faults import Stage, stage
 from tests.vla_platform.scenarios import LIBERO, SCENARIOS, Ground, libero_ground, play, prepare
 
@@ -69,7 +70,7 @@ def main() -> None:
                 folder = Path(name, f"{scenario}-{seed}".replace(" ", "-"))
                 folder.mkdir()
                 rows.append(measure(grounds[make], scenario, folder, seed))
-                options.json.write_text(json.dumps(report(rows), indent=1) + "\n")
+                write(options.json, report(rows))
     print(f"{report(rows)['faults_in_all']} faults over {report(rows)['episodes_in_all']} episodes")
 
 

@@ -12,7 +12,6 @@ native: transformers' own path with its attention mask and per-image loop, for c
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.bench.measured import write
 from vlm4vla.families.packed_attention import NAME
 from vlm4vla.policies import ActionQueryPolicy, build_policy
 from vlm4vla.run import Run
@@ -117,8 +117,8 @@ def main() -> None:
     rows = [measure(name) for name in ROWS]
     for row in rows:
         print(row)
-    about = {"batch": BATCH, "threads": 1, "rounds": ROUNDS, "torch": torch.__version__}
-    OUT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    about = {"batch": BATCH, "threads": 1, "rounds": ROUNDS}
+    write(OUT, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from dashboards.report.site import build
 from dashboards.rows import read_cells
 from dashboards.runs import Known, read_study
 from envs.benchmarks import benchmark
+from tests.bench.measured import write
 from tests.dashboards.builder import Builder, made, share
 from tests.dashboards.chromium import BINARY, chromium
 from vlm4vla.study import TABLES
@@ -162,7 +163,7 @@ def main() -> None:
             found |= loose(Path(folder), args.loose)
     print(json.dumps(found, indent=1))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(args.json, found)
 
 
 if __name__ == "__main__":

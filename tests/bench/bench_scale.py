@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ import numpy as np
 
 from envs.benchmarks import benchmark
 from envs.libero import STEP_LIMITS
+from tests.bench.measured import write
 from tests.bench.scale_check import checks, costs_here
 from tests.bench.scale_model import Costs, Played, Pool, PoolSize, bounds, play
 from tests.bench.scale_study import Known, Machine, Study, Work, draw_steps
@@ -185,7 +185,7 @@ def main() -> None:
         found["check"] = checks(HERE)
     found |= {"costs": dataclasses.asdict(costs), "took_cpu_s": round(time.process_time() - began)}
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(options.json, found)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ difficulty of their initial states, with ability rising over checkpoints, or all
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tests.bench.measured import write
 from vlm4vla.sequential import full_winner, race
 
 ERROR = 0.05
@@ -86,7 +86,7 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
     if options.json:
-        options.json.write_text(json.dumps({"error": ERROR, "rows": rows}, indent=1) + "\n")
+        write(options.json, {"error": ERROR, "rows": rows})
 
 
 if __name__ == "__main__":

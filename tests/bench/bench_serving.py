@@ -10,7 +10,6 @@ one request under way at any time.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import threading
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 from vla_platform.remote import pack, unpack
 from websockets.sync.client import connect
+
+from tests.bench.measured import write
 
 WARM_UP = 3
 PIXELS = 224
@@ -66,7 +67,7 @@ def main() -> None:
         f"{result['cpu_ratio']:.2f} x by the server's CPU time"
     )
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, **result, "turns": ratios}, indent=1) + "\n")
+        write(args.json, {"rows": rows, **result, "turns": ratios})
 
 
 def arguments() -> argparse.Namespace:

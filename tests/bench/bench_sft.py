@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured import write
 from train_turns import Dropped, Over, TakingTurns, Turns
 
 from envs.home import home
@@ -110,9 +111,9 @@ def main() -> int:
     made = {
         "to_trl": {batch: round(found["ours"] / found["trl"], 2) for batch, found in rates.items()},
         "samples_per_s": {b: {n: round(r, 1) for n, r in f.items()} for b, f in rates.items()},
-        **{"backbone": STAGE.backbone, "rounds": rounds, "cores": len(os.sched_getaffinity(0))},
+        **{"backbone": STAGE.backbone, "rounds": rounds},
     }
-    OUT.write_text(json.dumps(made, indent=1) + "\n")
+    write(OUT, made)
     print(json.dumps(made, indent=1))
     return 0
 

@@ -17,13 +17,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from measured import write
 
 from envs.api import Benchmark
 from envs.benchmarks import BENCHMARKS
@@ -231,16 +231,10 @@ def bench(name: str, processes: list[int], quick: bool) -> Iterator[dict]:
         yield {**measured, "split": split(measured["rows"])}
 
 
-def machine() -> dict[str, str | int]:
-    found = [li for li in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in li]
-    model = found[0].partition(":")[2].strip() if found else platform.machine()
-    return {"cpu": model, "cores": os.cpu_count() or 0}
-
-
 def keep(path: Path, measured: dict[str, dict]) -> None:
     """Add to what other calls have written there."""
     before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**before, "machine": machine(), **measured}, indent=1) + "\n")
+    write(path, {**before, **measured})
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import train_turns
+from measured import write
 from train_turns import STEPS, Dropped, FirstStep, Over, TakingTurns, Turns
 
 from envs import tabletop
@@ -290,11 +291,10 @@ def main() -> None:
         "two_workers_to_one": two,
         "backbone": BACKBONE,
         "rounds": rounds,
-        "cores": len(os.sched_getaffinity(0)),
         "workers": scenes,
         "next_startup_s": later,
     }
-    OUT.write_text(json.dumps(made, indent=1) + "\n")
+    write(OUT, made)
     print(json.dumps(made, indent=1))
 
 

@@ -30,6 +30,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 
+from tests.bench.measured import write
 from tests.fuzz import demonstrations, live, messages, stored, test_properties
 from tests.fuzz.damage import Target
 
@@ -200,7 +201,7 @@ def add(path: Path, seed: int, found: dict[str, tuple[Counter[str], float]]) -> 
         row["outcomes"] = dict(sorted(merged.items()))
     totals["inputs"] = sum(row["inputs"] for row in targets.values())
     totals["bugs"] = sum(row["outcomes"].get("BUG", 0) for row in targets.values())
-    path.write_text(json.dumps(totals, indent=1) + "\n")
+    write(path, totals)
     return totals
 
 

@@ -3,29 +3,25 @@
     make bench [QUICK=1] [ONLY="train data"]
     python -m tests.bench.results --page        the page anew, from what was measured before
 
-A benchmark writes its figures beside itself; here they get the machine, the versions, the date
-and the command they were measured with. What was not measured yet is said to be missing.
+A benchmark writes its figures beside itself, with the machine, the versions, the date and the
+command they were measured with. What was not measured yet is said to be missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGE = HERE / "RESULTS.md"
-PACKAGES = ("ray", "torch", "transformers", "deepspeed", "numpy", "pyarrow")
 Found = Mapping[str, Any]
 
 
@@ -61,7 +57,9 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def shown(value: Any) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) else f"{value}"
+    if not isinstance(value, float):
+        return f"{value}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def columns(rows: Iterable[Found], names: Iterable[str]) -> str:
@@ -149,6 +147,23 @@ def sft(found: Found) -> Iterable[Ratio]:
         yield Ratio(f"a stage's samples/s over TRL's SFTTrainer, batch {batch}", value, 1)
 
 
+def sft_growth(found: Found) -> Iterable[str]:
+    rates = found["samples_per_s"]
+    names = next(iter(rates.values()))
+    rows = ([batch, *by.values()] for batch, by in rates.items())
+    yield "samples/s\n\n" + table(("batch", *names), rows)
+
+
+def serving_growth(found: Found) -> Iterable[str]:
+    yield columns(found["rows"], found["rows"][0])
+
+
+def scale(found: Found) -> Iterable[str]:
+    """The model beside what ran, at sizes it was not fitted to."""
+    told = [line for line in found["check"] if not line["fitted"]]
+    yield columns(told, ("what", "unit", "predicted", "measured"))
+
+
 def overhead(found: Found) -> Iterable[str]:
     yield columns(found["rows"], ("name", "overhead_percent", "bare_ms", "policy_ms"))
 
@@ -164,6 +179,16 @@ def faults(found: Found) -> Iterable[str]:
     yield f"Of {episodes} episodes {lost} were lost, doubled or changed."
 
 
+def soak(found: Found) -> Iterable[str]:
+    yield table(("injected", ""), found["faults"].items())
+    yield (
+        f"{found['minutes']} minutes, {len(found['rounds'])} studies, {found['faults_in_all']} "
+        f"faults: of {found['episodes_in_all']} episodes and {found['checkpoints_in_all']} "
+        f"checkpoints {found['lost_doubled_or_changed']} were lost, doubled or changed."
+    )
+    yield columns(found["rounds"], ("seconds", "ray_mb", "ray_files", "ray_log_mb", "log_bytes"))
+
+
 def fuzz(found: Found) -> Iterable[str]:
     targets = found["targets"].items()
     yield table(("target", "inputs"), ([name, f"{of['inputs']:,}"] for name, of in targets))
@@ -177,46 +202,30 @@ BENCHES: Mapping[str, Bench] = {
     ),
     "train": Bench("Training", "bench-train", "train.json", train, train_growth),
     "data": Bench("Demonstrations", "bench-data", "data.json", data, data_growth),
-    "serving": Bench("Serving policies", "bench-serving", "serving.json", serving),
-    "sft": Bench("Fine-tuning on questions", "bench-sft", "sft.json", sft),
+    "serving": Bench("Serving policies", "bench-serving", "serving.json", serving, serving_growth),
+    "sft": Bench("Fine-tuning on questions", "bench-sft", "sft.json", sft, sft_growth),
     "overhead": Bench(
         "A policy beside its bare VLM", "bench-overhead", "policy_overhead.json", growth=overhead
     ),
     "resume": Bench("A finished study's command", "bench-resume", "resume.json", growth=sizes),
     "report": Bench("The report", "bench-report", "report.json", growth=sizes),
     "faults": Bench("Faults", "bench-faults", "faults.json", growth=faults),
-    "scale": Bench("Past this machine (docs/scale.md)", "bench-scale", "scale.json"),
+    "scale": Bench("Past this machine (docs/scale.md)", "bench-scale", "scale.json", growth=scale),
+    "soak": Bench("Soak", "soak", "soak.json", growth=soak),
     "fuzz": Bench("Bad input", "fuzz", "fuzz.json", growth=fuzz),
 }
 
 
-def stamp(command: str) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": command,
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "load_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
 def run(bench: Bench, quick: bool) -> bool:
-    """Whether it ended well; its file then says with what it was measured."""
+    """Whether it ended well and left figures."""
     command = ["make", bench.target, *(["QUICK=1"] if quick else [])]
-    about, began = stamp(" ".join(command)), time.time()
-    print(f"{about['command']} …", flush=True)
+    began = time.time()
+    print(f"{' '.join(command)} …", flush=True)
     code = subprocess.run(command, cwd=ROOT).returncode
     path = HERE / bench.file
     if code or not path.exists() or path.stat().st_mtime < began:
-        print(f"{about['command']} ended with {code} and left no new figures", file=sys.stderr)
+        print(f"{' '.join(command)} ended with {code} and left no new figures", file=sys.stderr)
         return False
-    about["took_s"] = round(time.time() - began)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "ran": about}, indent=1) + "\n")
     return True
 
 
@@ -244,15 +253,20 @@ def _of(bench: Bench, found: Mapping[str, Found], name: str) -> Iterable[Ratio]:
 
 
 def _about(bench: Bench, found: Found) -> str:
-    about = found.get("ran")
-    if about is None:
-        return f"`make {bench.target}`, on a machine that was not noted."
-    versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    return (
-        f"`{about['command']}`, {about['date']}, {about['took_s']} s: {about['processor']}, "
-        f"{about['cores']} cores, {about['memory_gb']} GB, load {about['load_before']} before; "
-        f"Python {about['python']}, {versions}."
-    )
+    about = found["ran"]
+    forms = {
+        "date": "{}",
+        "took_s": "{} s",
+        "command": "`{}`",
+        "processor": "{}",
+        "cores": "{} cores",
+        "memory_gb": "{} GB",
+        "load_before": "load {} before",
+        "python": "Python {}",
+    }
+    said = [form.format(about[key]) for key, form in forms.items() if key in about]
+    versions = [f"{name} {value}" for name, value in about.get("versions", {}).items()]
+    return f"`make {bench.target}`, {', '.join([*said, *versions])}."
 
 
 def main() -> int:

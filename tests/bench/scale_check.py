@@ -149,7 +149,7 @@ def rollouts(stored: dict[str, Any]) -> Iterator[Line]:
 
 def control_plane(figures: dict[str, Any]) -> Iterator[Line]:
     """Chunks/s of waiting environments; fitted: core-seconds of a chunk at the fewest of them."""
-    cores, rows = figures["machine"]["cores_used"], figures["environments"]
+    cores, rows = figures["machine"]["cores"], figures["environments"]
     chunk_s = rows[0]["cpu_ms_per_chunk"] / 1e3
     costs = replace(Costs(), driver_s=0.0, **LOCAL_STORE)
     for row in rows:
@@ -164,7 +164,7 @@ def control_plane(figures: dict[str, Any]) -> Iterator[Line]:
 
 def libero(figures: dict[str, Any]) -> Iterator[Line]:
     """The pool on real LIBERO by horizon, a constant policy."""
-    cores, costs = figures["machine"]["cores_used"], replace(Costs(), **LOCAL_STORE)
+    cores, costs = figures["machine"]["cores"], replace(Costs(), **LOCAL_STORE)
 
     def rate(simulator: Simulator, row: dict[str, Any]) -> float:
         plays = [play(simulator, 200, row["horizon"])] * row["episodes_a_round"]

@@ -38,7 +38,7 @@ def measured_simulators() -> dict[str, Simulator]:
             min(row["reset_s"] for row in found["rows"]),
         )
         for name, found in stored.items()
-        if name != "machine"
+        if name != "ran"
     }
 
 

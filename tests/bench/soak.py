@@ -34,6 +34,7 @@ from vla_platform.artifacts import COMPLETE
 from vla_platform.rows import decode
 from vla_platform.store import Store, open_store
 
+from tests.bench.measured import write
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.seaweed import Seaweed, credentials, seaweed
 from tests.vla_platform import faults
@@ -318,7 +319,7 @@ def main() -> None:
                 made = {"seed": seed, "date": time.strftime("%Y-%m-%d", time.gmtime())}
                 rounds.append(made | play(ground, number, seed))
                 number += 1
-                options.json.write_text(json.dumps(report(rounds), indent=1) + "\n")
+                write(options.json, report(rounds))
     print(json.dumps({k: v for k, v in report(rounds).items() if k != "rounds"}, indent=1))
 
 
