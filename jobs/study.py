@@ -57,11 +57,7 @@ def main() -> int:
 
 def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     small = args.preset == "laptop"
-    wanted = {
-        entry: laptop.shrink(entry.run, entry.table) if small else entry.run
-        for entry in on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
-        if entry.run is not None
-    }
+    wanted = runs_of(args, chosen, small)
     if not wanted:
         raise ValueError(f"nothing in these tables is on {', '.join(args.benchmarks)}")
     study = study_cli.study(args, science)
@@ -78,6 +74,17 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     if missing:
         print(f"{missing} runs have no score; the same command continues")
     return int(missing > 0)
+
+
+def runs_of(
+    args: cli.argparse.Namespace, chosen: Sequence[Table | Figure], small: bool
+) -> dict[Entry, Run]:
+    """The run of each entry that has one; small: its tiny counterpart."""
+    return {
+        entry: laptop.shrink(entry.run, entry.table) if small else entry.run
+        for entry in on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
+        if entry.run is not None
+    }
 
 
 def without_too_large(study: Study, runs: Sequence[Run]) -> list[Run]:
@@ -132,14 +139,20 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
         return args.dataset or artifacts.published_dataset(store, benchmark(name).dataset)
 
     plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks, data)
-    found = on(args.benchmarks, entries(chosen, study_cli.seeds(args)))
-    runs = [entry.run for entry in found if entry.run is not None]
-    starts = [(run.benchmark, run.aux and stage_of(run.aux)) for run in runs]
+    runs = runs_of(args, chosen, small=False).values()
+    starts = [(run.benchmark, stage_of(run.aux) if run.aux else None) for run in runs]
     missing = needs.lacking(store, starts, args.dataset)
     cli.write_json(args.json, {**plan.as_json(), "missing": missing})
     show(plan, store)
     if missing:
         print("\n  ".join(["Data to prepare first:", *missing]))
+    if args.preset == "laptop":
+        tiny = set(runs_of(args, chosen, small=True).values())
+        usual = benchmark(laptop.BENCHMARK).recipe.steps
+        print(
+            "Other presets run that. The laptop's, without --dry-run, is its tiny counterpart on "
+            f"{laptop.BENCHMARK}: {len(tiny)} runs, {sum(r.steps or usual for r in tiny):,} steps."
+        )
     return 0
 
 
