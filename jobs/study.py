@@ -63,6 +63,8 @@ def run(args: cli.argparse.Namespace, chosen: Sequence[Table | Figure]) -> int:
     study = study_cli.study(args, science)
     asked = list(dict.fromkeys(wanted.values()))
     runs = without_too_large(study, asked)
+    if args.concurrent > 1:  # a long run that begins last leaves the others' places empty
+        runs.sort(key=cost.gpu_hours, reverse=True)
     space = {"run": tune.grid_search([asdict(each) for each in runs])}
     names = "-".join(part.name for part in chosen) if args.tables else "study"
     scored = study.score(runs, study_cli.search(args, names, space), from_config)
