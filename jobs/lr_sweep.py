@@ -39,7 +39,7 @@ def arguments() -> cli.argparse.Namespace:
 def main() -> int:
     args = arguments()
     small = args.preset == "laptop"
-    chosen = args.backbones or (map(laptop.tiny, BACKBONES) if small else BACKBONES)
+    chosen = args.backbones or (dict.fromkeys(map(laptop.tiny, BACKBONES)) if small else BACKBONES)
     names = [backbone(name).name for name in chosen]
     where = benchmark(args.benchmark or (laptop.BENCHMARK if small else "calvin")).name
     lrs = args.lrs or [laptop.scaled(lr) if small else lr for lr in LRS]

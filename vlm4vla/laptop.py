@@ -1,15 +1,16 @@
 """The study at laptop size: the same tables with tiny backbones on the tabletop.
 
-What a table varies is kept and scaled to where tiny models learn; benchmarks that a table
-compares become one, so its entries share trainings. It shows that a study works, not what
-the paper's models do.
+What a table varies is kept and scaled to where tiny models learn. Benchmarks that a table
+compares become one, and so do sizes of one architecture, whose tiny variants differ in nothing
+that a policy uses: such entries share trainings. It shows that a study works, not what the
+paper's models do.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from vlm4vla.backbones import backbone
+from vlm4vla.backbones import BACKBONES, backbone
 from vlm4vla.run import Run
 from vlm4vla.stages import stage_of, tiny_stage
 
@@ -25,8 +26,12 @@ CHECKPOINTS = (50, 100, 150, 200, 250)
 """Steps that Figure 4's boxes are made of, where the paper has 10k to 30k."""
 
 
-def tiny(backbone: str) -> str:
-    return f"tiny-{backbone}"
+def tiny(name: str) -> str:
+    """The backbone that stands for one of the paper's: of its architecture, the first."""
+    rows = (row for row in BACKBONES.values() if not row.tiny)
+    alike = {row.architecture: row.name for row in reversed(list(rows))}
+    known = BACKBONES.get(name)
+    return f"tiny-{alike[known.architecture] if known else name}"
 
 
 def scaled(lr: float) -> float:
@@ -42,7 +47,8 @@ def shrink(run: Run, table: str) -> Run:
         return run
     return replace(
         run,
-        backbone=backbone(tiny(run.backbone)).name,
+        # A stage belongs to its own backbone.
+        backbone=backbone(f"tiny-{run.backbone}" if run.aux else tiny(run.backbone)).name,
         benchmark=BENCHMARK,
         aux=None if run.aux is None else tiny_stage(stage_of(run.aux).name).id,
         lr=None if run.lr is None else scaled(run.lr),

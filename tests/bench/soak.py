@@ -6,8 +6,9 @@ Every round runs the same small learning-rate study (demonstrations, trainings, 
 Tune) from an empty prefix of a SeaweedFS behind a faulty proxy, on a Ray head that lives as long
 as the soak. Faults come on a seeded schedule until the study has ended; its rows and its
 checkpoints must then be those of an undisturbed one. Totals of several soaks add up in soak.json
-beside this file. As root the working files lie on a small disk that fills up; with libfaketime
-the driver's clock jumps. What is not there is left out and said.
+beside this file. As root the working files lie on a small disk that fills up; without, that is
+left out and said. The driver's clock jumps as Python code sees it: libfaketime, which would show
+it to Ray's C++ as well, makes `time.sleep` fail at times (EINVAL).
 """
 
 from __future__ import annotations
@@ -53,6 +54,17 @@ ATTEMPTS = 25
 """Drivers of a round, the killed ones included."""
 ROUND_S = 1500.0
 DISK = "size=1500m"
+JUMPING = """\
+import time
+
+def jumped(real=time.time):
+    with open({offset!r}) as file:
+        return real() + float(file.read() or 0)
+
+time.time = jumped
+time.time_ns = lambda: int(jumped() * 1e9)
+"""
+"""A driver's sitecustomize. offset: the file with seconds."""
 DAEMONS = re.compile(r"gcs_server|raylet/raylet|dashboard/dashboard\.py|dashboard/agent\.py")
 
 
@@ -65,14 +77,14 @@ class Ground:
     proxy: FaultyProxy
     folder: Path
     disk: Path | None
-    clock: Path | None
+    clock: Path
     reference: dict[str, Any] = field(default_factory=dict)
 
     def job(self, store: str, out: Path, log: Path) -> subprocess.Popen[str]:
         """The study's driver."""
         environment = {**self.stage.environment, "RAY_ADDRESS": self.stage.address}
-        if self.clock is not None:
-            environment |= _faked(self.clock)
+        paths = [str(self.clock.parent), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         command = [sys.executable, "jobs/lr_sweep.py", "--store", store, "--json", str(out)]
         with log.open("a") as sink:
             return subprocess.Popen(
@@ -202,7 +214,6 @@ def _kinds(ground: Ground, driver: list[Any], dice: random.Random) -> dict[str, 
         return True
 
     def clock_jumps() -> bool:
-        assert ground.clock is not None
         ground.clock.write_text(f"{dice.choice('+-')}{dice.randint(1, 600)}\n")
         return True
 
@@ -213,11 +224,10 @@ def _kinds(ground: Ground, driver: list[Any], dice: random.Random) -> dict[str, 
         "store outage": network(Fault(status=503, code="SlowDown")),
         "slow network": network(Fault(delay_s=0.3)),
         "network cut": network(Fault(cut=True)),
+        "clock jumps": clock_jumps,
     }
     if ground.disk is not None:
         kinds["disk full"] = disk_full
-    if ground.clock is not None:
-        kinds["clock jumps"] = clock_jumps
     return kinds
 
 
@@ -254,28 +264,13 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "-l", folder], check=False)
 
 
-def clock_file(folder: Path) -> Path | None:
-    """Where the driver's clock is read from; None, and said, without libfaketime."""
-    if not _libfaketime():
-        print("clock jumps: left out, they need libfaketime (apt-get install faketime)", flush=True)
-        return None
-    file = folder / "clock"
-    file.write_text("+0\n")
+def clock_file(folder: Path) -> Path:
+    """Where drivers read how far their clocks are off; `JUMPING` lies beside it."""
+    folder.mkdir()
+    file = folder / "offset"
+    file.write_text("0\n")
+    (folder / "sitecustomize.py").write_text(JUMPING.format(offset=str(file)))
     return file
-
-
-def _libfaketime() -> str:
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return str(found[0]) if found else ""
-
-
-def _faked(clock: Path) -> dict[str, str]:
-    return {
-        "LD_PRELOAD": _libfaketime(),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
 
 
 @contextmanager
@@ -290,7 +285,7 @@ def opened(folder: Path) -> Iterator[Ground]:
         server = stack.enter_context(seaweed(folder / "weed"))
         proxy = stack.enter_context(faulty_proxy(server.endpoint))
         running = stack.enter_context(stage(dashboard=True))
-        ground = Ground(running, server, proxy, folder, disk, clock_file(folder))
+        ground = Ground(running, server, proxy, folder, disk, clock_file(folder / "clock"))
         out, log = folder / "undisturbed.json", folder / "undisturbed.log"
         driver = ground.job(server.url("undisturbed"), out, log)
         assert driver.wait(timeout=ROUND_S) == 0, log.read_text()[-3000:]

@@ -47,4 +47,12 @@ def test_benchmarks_collapse_and_share_trainings():
         for entry in ENTRIES
         if entry.table in ("table1", "table2")
     }
-    assert len(ids) == 2 * 9  # Table 2's nine train shorter than Table 1's
+    assert len(ids) == 2 * 6  # architectures; Table 2's train shorter than Table 1's
+
+
+def test_sizes_of_one_architecture_are_one_tiny_model():
+    assert laptop.tiny("qwen2.5vl-7b") == laptop.tiny("qwen2.5vl-3b") == "tiny-qwen2.5vl-3b"
+    assert laptop.tiny("qwen3vl-30b-a3b") != laptop.tiny("qwen3vl-2b")
+    one, other = (dict(backbone(f"tiny-qwen3vl-{size}").config) for size in ("2b", "8b"))
+    assert one.pop("tie_word_embeddings") != other.pop("tie_word_embeddings")
+    assert one == other
