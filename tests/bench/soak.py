@@ -304,12 +304,11 @@ def main() -> None:
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     rounds = json.loads(options.json.read_text())["rounds"] if options.json.exists() else []
-    until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir="/tmp") as name:
         folder = options.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         with opened(folder) as ground:
-            number = 0
+            number, until = 0, time.monotonic() + options.seconds
             while time.monotonic() < until:
                 made = {"seed": seed, "date": time.strftime("%Y-%m-%d", time.gmtime())}
                 rounds.append(made | play(ground, number, seed))
