@@ -90,8 +90,8 @@ bench: $(READY)  ## all of them, then tests/bench/RESULTS.md; ONLY="train data",
 fuzz: $(READY)  ## bad input by the million: FOR=240 seconds, KEEP=FOLDER for what is found; totals add up in tests/bench/fuzz.json
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.fuzz --seconds $(or $(FOR),240) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
 
-soak: $(READY)  ## a study in a loop under faults: FOR=2400 seconds, SEED=…, KEEP=FOLDER for logs; totals add up in tests/bench/soak.json
-	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.soak --seconds $(or $(FOR),2400) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
+soak: $(READY)  ## a study in a loop under faults: FOR=2400 seconds, SEED=…, QUICK=1 one round, KEEP=FOLDER for logs; totals add up in tests/bench/soak.json
+	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.soak --seconds $(or $(FOR),$(if $(QUICK),60,2400)) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep $(KEEP))
 
 bench-peer: $(READY)  ## the peer that bench-rollouts measures, in an environment of its own
 	bash tests/bench/peer_vla_eval.sh
