@@ -73,7 +73,7 @@ class FaultyProxy:
                 pass
 
             def _any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = b"".join(self._body())
                 fault = proxy._next(self.command, self.path) or Fault()
                 time.sleep(fault.delay_s)
                 if fault.cut:
@@ -84,6 +84,19 @@ class FaultyProxy:
                     self._forward(body, fault.lost)
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _any
+
+            def _body(self) -> Iterator[bytes]:
+                """As it came: chunks with their sizes and what trails them, which pyarrow sends."""
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    yield self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                    return
+                size = -1
+                while size:
+                    yield (line := self.rfile.readline())
+                    if size := int(line.split(b";")[0], 16):
+                        yield self.rfile.read(size + 2)
+                while line.strip():
+                    yield (line := self.rfile.readline())
 
             def _cut(self) -> None:
                 self.close_connection = True
@@ -96,7 +109,7 @@ class FaultyProxy:
             def _forward(self, body: bytes, lost: bool) -> None:
                 try:
                     status, headers, answer = self._ask_server(body)
-                except OSError:  # the server is down just now
+                except (OSError, http.client.HTTPException):  # the server is down just now
                     return self._cut()
                 return self._cut() if lost else self._answer(status, headers, answer)
 

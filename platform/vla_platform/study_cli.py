@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -75,7 +74,7 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
         store=cli.ready_store(args.store),
         cluster=cli.cluster_of(args),
         science=science,
-        say=partial(print, flush=True),
+        say=say,
         states=args.states or (LAPTOP_STATES if args.preset == "laptop" else None),
         confirm=args.confirm,
         within=args.confirm_within and args.confirm_within / 100,
@@ -83,6 +82,12 @@ def study(args: argparse.Namespace, science: Science, stages: Sequence[Stage] = 
         stages={stage.id: stage for stage in stages},
         dataset=args.dataset,
     )
+
+
+def say(line: str) -> None:
+    """Print at once. Tune keeps its callbacks by pickle, which refuses `print` where Ray shows
+    workers' logs: it has put its own in the place of the built-in one."""
+    print(line, flush=True)  # noqa: T201
 
 
 def search(args: argparse.Namespace, name: str, space: Mapping[str, Any]) -> Search:

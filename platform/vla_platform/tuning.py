@@ -28,7 +28,7 @@ from vla_platform import failures
 from vla_platform.contest import Standing
 from vla_platform.resuming import GPU_HOURS, TRAINING, Budget, Grid, Limited
 from vla_platform.rollouts import Pool
-from vla_platform.store import Store
+from vla_platform.store import Store, StoreUnavailableError
 from vla_platform.store_folder import FolderStore
 from vla_platform.store_s3 import S3Store
 from vla_platform.trained import AnyRun, Setting, training_of
@@ -41,6 +41,8 @@ OBJECTIVES = {SUCCESS: "max", GPU_HOURS: "min"}
 """What a search may look at, and which way is better."""
 RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
 """A trial only waits: cores are for its training and rollouts. Tune refuses to take nothing."""
+ATTEMPTS = 9
+"""How often Tune asks S3 for one thing: with its pauses a minute of an endpoint that is away."""
 RETRIES = 2
 """How often Tune starts a trial again, as when its process died; the store keeps what was done."""
 
@@ -146,8 +148,19 @@ def search(
 ) -> tune.ResultGrid:
     """Run the search, or what is left of it, to its end (or its budget's).
 
-    telling: says what goes on; Tune itself says nothing.
+    telling: says what goes on; Tune itself says nothing. StoreUnavailableError where Tune's own
+    files stayed out of reach.
     """
+    try:
+        return _search(objective, wanted, telling)
+    except OSError as error:  # what pyarrow raises
+        raise StoreUnavailableError(
+            f"Tune's files of {wanted.experiment} in the store stayed out of reach ({error}): the "
+            "same command continues"
+        ) from error
+
+
+def _search(objective: Objective, wanted: Search, telling: tune.Callback | None) -> tune.ResultGrid:
     setting = next(iter(objective.settings.values()))
     where, filesystem = folder(setting.store), _filesystem(setting.store)
     path = f"{where}/{wanted.experiment}"
@@ -290,5 +303,8 @@ def _filesystem(store: Store) -> fs.FileSystem | None:
         return None
     scheme, _, host = store.endpoint.rpartition("://")
     return fs.S3FileSystem(
-        endpoint_override=host or None, scheme=scheme or None, region=store.region or None
+        endpoint_override=host or None,
+        scheme=scheme or None,
+        region=store.region or None,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )

@@ -120,7 +120,7 @@ def play(ground: Ground, number: int, seed: int) -> dict[str, Any]:
     with faults.until_over(_disturbing(ground, dice, driver)):
         for _ in range(ATTEMPTS):
             driver[:] = [ground.job(through, out, log)]
-            code = driver[0].wait(timeout=ROUND_S)
+            code = _ended(driver[0])
             if code == 0:
                 break
             if code != -signal.SIGKILL:
@@ -144,6 +144,13 @@ def play(ground: Ground, number: int, seed: int) -> dict[str, Any]:
     }
     print(json.dumps(row), flush=True)
     return row
+
+
+def _ended(driver: subprocess.Popen[str]) -> int:
+    try:
+        return driver.wait(timeout=ROUND_S)
+    finally:
+        driver.kill()  # where the soak itself is told to go
 
 
 def _compare(found: dict[str, Any], reference: dict[str, Any]) -> None:
@@ -288,7 +295,7 @@ def opened(folder: Path) -> Iterator[Ground]:
         ground = Ground(running, server, proxy, folder, disk, clock_file(folder / "clock"))
         out, log = folder / "undisturbed.json", folder / "undisturbed.log"
         driver = ground.job(server.url("undisturbed"), out, log)
-        assert driver.wait(timeout=ROUND_S) == 0, log.read_text()[-3000:]
+        assert _ended(driver) == 0, log.read_text()[-3000:]
         ground.reference = outcome(open_store(server.url("undisturbed")))
         ground.reference["table"] = json.loads(out.read_text())
         print(f"undisturbed: {held(ground)}", flush=True)
@@ -302,6 +309,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="an empty folder for logs, which then stay")
     parser.add_argument("--json", type=Path, default=OUT)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends
     seed = random.randrange(10**6) if options.seed is None else options.seed
     rounds = json.loads(options.json.read_text())["rounds"] if options.json.exists() else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir="/tmp") as name:
