@@ -30,8 +30,9 @@ MakeRun = Callable[[Mapping[str, Any]], AnyRun]
 class Study:
     """Scores runs on one store and one cluster.
 
-    states: initial states per task that choose; confirm: fresh ones per task for each winner;
-    error: see `Rules`. stages: auxiliary ones by id, besides those that the science knows.
+    say: takes a line; Tune pickles it, so not `print` itself, which Ray replaces. states: initial
+    states per task that choose; confirm: fresh ones per task for each winner; error: see `Rules`.
+    stages: auxiliary ones by id, besides those that the science knows.
     checkpoints: steps to score instead of those of the benchmark's recipe. within: see `Rules`.
     dataset: id of the one to train on, where all runs are on one benchmark. ended: trials of its
     searches that came to their end, or were stopped on purpose.

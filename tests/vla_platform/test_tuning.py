@@ -6,13 +6,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from vla_platform.cluster import CLUSTERS
 from vla_platform.contest import Rules, Standing
 from vla_platform.resuming import Budget
-from vla_platform.store import open_store
+from vla_platform.store import StoreUnavailableError, open_store
 from vla_platform.study import Study
-from vla_platform.study_cli import conclude, variance
+from vla_platform.study_cli import conclude, say, variance
 from vla_platform.telling import Telling, in_words
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
@@ -266,6 +266,21 @@ def test_a_search_on_s3_is_read_back(s3_url, ray_cluster):
     assert sorted(table["success"]) == [0.25, 0.5] and set(table["run"]) == {"r"}
     with pytest.raises(ValueError, match=f"Unknown search .*{wanted.experiment}"):
         results(store, "lr")
+
+
+def test_a_store_out_of_reach_ends_a_search_in_a_sentence(monkeypatch):
+    monkeypatch.setattr("vla_platform.tuning.ATTEMPTS", 1)
+    away = open_store("s3://exp/a?endpoint=http://127.0.0.1:9")
+    objective = SimpleNamespace(settings={"tabletop": replace(setting("unused"), store=away)})
+    with pytest.raises(StoreUnavailableError, match=r"lr-\w+ .*out of reach.*command continues"):
+        search(objective, Search("lr", SPACE))
+
+
+def test_what_tells_is_kept_where_ray_has_put_its_own_print(monkeypatch):
+    """As it does once a worker's log is shown; Tune pickles callbacks."""
+    telling = Telling(say, str, total=1)
+    monkeypatch.setattr("builtins.print", lambda *_, **__: None)
+    assert cloudpickle.loads(cloudpickle.dumps(telling)).say is say
 
 
 def test_tunes_state_lies_beside_the_rows(tmp_path):
