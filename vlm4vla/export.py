@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from envs.api import ActionSpec, Benchmark
+from envs.hashing import stable_hash
 from vlm4vla.data.normalise import Normaliser
 from vlm4vla.engine import DTYPES
 from vlm4vla.policies import VlmPolicy, build_policy
@@ -20,6 +22,11 @@ from vlm4vla.run import Run
 WEIGHTS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 TOKENIZER = "tokenizer.json"
+_ACTS = "acts"
+"""Key in the weights' file: hash of what `policy.json` says beside them of how they act, so that
+the file's digest is the policy's identity, and neither file goes with another's."""
+_ACTING = ("backbone", "policy", "prompt", "image_px", "profile")
+"""Fields of a run that `build_policy` reads when there are weights."""
 
 
 def save_policy(
@@ -37,16 +44,19 @@ def save_policy(
         # safetensors refuses tensors that share memory, so tied weights get copies of their own.
         state = policy.state_dict()
         weights = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in state.items()}
-    save_file(dict(weights), folder / WEIGHTS)
     normaliser = policy.normaliser
     known = normaliser if isinstance(normaliser, Normaliser) else None
-    save_description(run, benchmark, known, folder)
+    save_weights(weights, run, benchmark, known, folder)
 
 
-def save_description(
-    run: Run, benchmark: Benchmark, normaliser: Normaliser | None, folder: Path
+def save_weights(
+    weights: Mapping[str, Tensor],
+    run: Run,
+    benchmark: Benchmark,
+    normaliser: Normaliser | None,
+    folder: Path,
 ) -> None:
-    """Write what is needed to use the weights in a policy's folder."""
+    """Write tensors that share no memory, in host memory, and what is needed to use them."""
     description = {
         "run": dataclasses.asdict(run),
         "chunk": benchmark.chunk,
@@ -54,7 +64,15 @@ def save_description(
         "overrides": dict(benchmark.recipe.overrides),
         "normaliser": normaliser and normaliser.to_json(),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    told = json.dumps(description, indent=1)
+    save_file(dict(weights), folder / WEIGHTS, metadata={_ACTS: _acts(json.loads(told))})
+    (folder / DESCRIPTION).write_text(told)
+
+
+def _acts(told: Mapping[str, Any]) -> str:
+    run = {name: told["run"].get(name) for name in _ACTING}
+    rest = {name: told.get(name) for name in ("chunk", "action_spec", "overrides", "normaliser")}
+    return stable_hash([run, rest])
 
 
 def load_policy(
@@ -67,10 +85,19 @@ def load_policy(
 ) -> VlmPolicy:
     """The policy in a folder, ready to act; FileNotFoundError when a file is missing.
 
-    description, weights: names of the two files. A tokenizer in the folder is used. precision:
-    one of `vlm4vla.engine.DTYPES`, of everything as in training. device: torch's.
+    ValueError when the two files are not of one policy. description, weights: their names. A
+    tokenizer in the folder is used. precision: one of `vlm4vla.engine.DTYPES`, of everything as
+    in training. device: torch's.
     """
-    run, chunk, about = described((folder / description).read_bytes())
+    data = (folder / description).read_bytes()
+    run, chunk, about = described(data)
+    with safe_open(folder / weights, "pt") as file:
+        acts = (file.metadata() or {}).get(_ACTS)  # none in what older versions wrote
+    if acts is not None and acts != _acts(json.loads(data)):
+        raise ValueError(
+            f"{folder / description} is not what {weights} was saved with: take both files from "
+            "one checkpoint, unchanged"
+        )
     source = folder if (folder / TOKENIZER).exists() else None
     dtype = DTYPES[precision]
     policy = build_policy(

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from envs.api import Benchmark
 from vlm4vla.backbones import Backbone, backbone
 from vlm4vla.data.normalise import Normaliser, Statistics
 from vlm4vla.data.profiles import normalisation
-from vlm4vla.export import WEIGHTS, save_description
+from vlm4vla.export import save_weights
 from vlm4vla.run import Run
 from vlm4vla.sizes import meta_head, meta_model, words
 from vlm4vla.weights import check_keys
@@ -60,16 +60,16 @@ _TRANSPOSED = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 """Experts were [experts, in, out] when the authors trained; today they are [.., out, in]."""
 
 
-def import_released(row: Backbone, chunk: int, source: Path, target: Path) -> None:
-    """Write `source` as a safetensors file that `build_policy(weights=target)` takes.
+def imported(row: Backbone, chunk: int, source: Path) -> dict[str, Tensor]:
+    """Their file as the weights that our policy has, none of which share memory.
 
     source: their checkpoint, `.safetensors` or torch's own format (read without unpickling
     code). ValueError names every key that is missing, unknown or of another shape.
     """
     weights = renamed(row, read(source))
     check_keys(policy_state(row, chunk), weights, str(source))
-    save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, target)
     logger.info("%s: %d tensors of %s imported", row.name, len(weights), source)
+    return {name: tensor.contiguous().clone() for name, tensor in weights.items()}
 
 
 def released_policy(
@@ -89,8 +89,8 @@ def released_policy(
             "with --statistics FILE"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    import_released(row, benchmark.chunk, source, folder / WEIGHTS)
-    save_description(run, benchmark, Normaliser(kind, _statistics(statistics)), folder)
+    weights = imported(row, benchmark.chunk, source)
+    save_weights(weights, run, benchmark, Normaliser(kind, _statistics(statistics)), folder)
 
 
 def _statistics(path: Path | None) -> Statistics:

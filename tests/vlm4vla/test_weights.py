@@ -13,7 +13,7 @@ from tests.vlm4vla.policy_helpers import ARCHITECTURES, TEXTS, UNTIED, fresh, im
 from vlm4vla import weights as stored
 from vlm4vla.backbones import backbone, full_rows
 from vlm4vla.policies import ActionQueryPolicy, build_policy
-from vlm4vla.released import import_released, our_name, policy_state
+from vlm4vla.released import imported, our_name, policy_state
 from vlm4vla.run import Run
 from vlm4vla.sources import WEIGHTS, remedy, source_of
 from vlm4vla.stages import STAGES
@@ -219,7 +219,7 @@ def test_a_released_checkpoint_acts_as_it_did(name: str, tmp_path: Path) -> None
     theirs["model.backbone.rotary_emb.inv_freq"] = torch.ones(8)
     source, target = tmp_path / "released.pt", tmp_path / "policy.safetensors"
     torch.save({"state_dict": theirs}, source)
-    import_released(policy.row, 4, source, target)
+    save_file(imported(policy.row, 4, source), target)
     again = build_policy(Run(name, "tabletop", init="scratch"), 4, weights=target)
     torch.testing.assert_close(outputs(again), outputs(policy))
     assert "query" in load_file(target)
@@ -229,9 +229,9 @@ def test_a_released_checkpoint_of_another_model_is_refused(tmp_path: Path) -> No
     source = tmp_path / "released.pt"
     torch.save({"state_dict": {"model.action_token": torch.zeros(64)}}, source)
     with pytest.raises(ValueError, match=r"released.pt do not fit the model: \d+ missing \(vlm"):
-        import_released(backbone("tiny-kosmos-2"), 4, source, tmp_path / "out")
+        imported(backbone("tiny-kosmos-2"), 4, source)
     with pytest.raises(FileNotFoundError, match="download it first"):
-        import_released(backbone("tiny-kosmos-2"), 4, tmp_path / "none.pt", tmp_path / "out")
+        imported(backbone("tiny-kosmos-2"), 4, tmp_path / "none.pt")
 
 
 def test_every_full_row_has_a_key_set_to_check() -> None:
