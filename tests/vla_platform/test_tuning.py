@@ -16,9 +16,19 @@ from vla_platform.study_cli import conclude, say, variance
 from vla_platform.telling import Telling, in_words
 from vla_platform.trained import Setting, Watch
 from vla_platform.trial import _beside
-from vla_platform.tuning import Search, _searcher, _tune_config, figures, folder, results, search
+from vla_platform.tuning import (
+    Search,
+    _filesystem,
+    _searcher,
+    _tune_config,
+    figures,
+    folder,
+    results,
+    search,
+)
 
 from envs.benchmarks import benchmark
+from tests.faulty_proxy import Fault
 from vlm4vla import science
 from vlm4vla.analysis import across_trainings
 from vlm4vla.run import Run
@@ -274,6 +284,17 @@ def test_a_store_out_of_reach_ends_a_search_in_a_sentence(monkeypatch):
     objective = SimpleNamespace(settings={"tabletop": replace(setting("unused"), store=away)})
     with pytest.raises(StoreUnavailableError, match=r"lr-\w+ .*out of reach.*command continues"):
         search(objective, Search("lr", SPACE))
+
+
+def test_tunes_own_files_ride_out_hiccups(seaweed_server, proxy):
+    """As many as pyarrow's default gives up at."""
+    store = open_store(f"s3://exp/hiccups?endpoint={proxy.endpoint}")
+    files, path = _filesystem(store), f"{folder(store)}/state"
+    proxy.plan(Fault(cut=True), *[Fault(status=503, code="SlowDown")] * 2, Fault(cut=True))
+    with files.open_output_stream(path) as stream:
+        stream.write(b"a" * 100_000)
+    assert files.open_input_file(path).readall() == b"a" * 100_000
+    assert not proxy.planned
 
 
 def test_what_tells_is_kept_where_ray_has_put_its_own_print(monkeypatch):
