@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench.measured import write
-from vlm4vla.sequential import full_winner, race
+from tests.bench.racing import full_winner, race
 
 ERROR = 0.05
 HORIZONS = 3

@@ -11,8 +11,9 @@ from vla_platform.rows import Cell, Row
 from vla_platform.store import open_store
 
 from envs.benchmarks import benchmark
+from tests.bench.racing import race
 from vlm4vla.selection import confirmation_states, select
-from vlm4vla.sequential import hopeless, order, race
+from vlm4vla.sequential import hopeless, order
 
 TABLETOP = benchmark("tabletop")
 JUDGE = SimpleNamespace(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.bench.bench_sequential import ERROR, SHAPES, measure
-from vlm4vla.sequential import bound, full_winner, hopeless, log_capital, order, race
+from tests.bench.racing import full_winner, race
+from vlm4vla.sequential import bound, hopeless, log_capital, order
 
 
 @pytest.mark.parametrize("gap", [0, 1])
