@@ -14,6 +14,11 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 log = logging.getLogger(__name__)
 
+
+class NotRestoredError(Exception):
+    """Tune could not read what it had kept of a search, and would end it without a trial."""
+
+
 GPU_HOURS, TRAINING = "gpu_hours", "training"
 """What a trial reports: GPU-hours of its training so far, and whether that is under way."""
 Trials = list[Trial]
@@ -23,15 +28,18 @@ Trials = list[Trial]
 class Budget(tune.Callback):
     """Ends a search as Ctrl-C does, so that it can be continued, once so many GPU-hours are spent.
 
-    gpu_hours: None for no end. gpus: of a training. An attempt at a trial counts as training from
-    its start until it reports what it did. Attempts stay counted: failed, stopped or continued.
+    gpu_hours: None for no end. gpus: of a training. begun: whether another command began it. An
+    attempt at a trial counts as training from its start until it reports what it did. Attempts
+    stay counted: failed, stopped or continued.
     """
 
     gpu_hours: float | None
     gpus: float
+    begun: bool = False
     ended: float = 0.0
     attempts: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     over: bool = False
+    restored: bool = False
 
     def spent(self) -> float:
         """GPU-hours so far."""
@@ -46,6 +54,8 @@ class Budget(tune.Callback):
         self.ended += self._hours(*self.attempts.pop(trial_id, (0.0, None)))
 
     def setup(self, *_: Any, **__: Any) -> None:
+        if self.begun and not self.restored:
+            raise NotRestoredError  # Tune itself only logs what went wrong
         self._end_if_spent()  # by the command that this one continues
 
     def on_trial_start(self, iteration: int, trials: Trials, trial: Trial, **_: Any) -> None:
@@ -85,6 +95,7 @@ class Budget(tune.Callback):
 
     def set_state(self, state: dict[str, float]) -> None:
         self.ended = state["ended"]
+        self.restored = True
 
 
 class Grid(BasicVariantGenerator):

@@ -26,7 +26,7 @@ from envs.api import did_you_mean
 from envs.hashing import stable_hash
 from vla_platform import failures
 from vla_platform.contest import Standing
-from vla_platform.resuming import GPU_HOURS, TRAINING, Budget, Grid, Limited
+from vla_platform.resuming import GPU_HOURS, TRAINING, Budget, Grid, Limited, NotRestoredError
 from vla_platform.rollouts import Pool
 from vla_platform.store import Store, StoreUnavailableError
 from vla_platform.store_folder import FolderStore
@@ -43,6 +43,9 @@ RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
 """A trial only waits: cores are for its training and rollouts. Tune refuses to take nothing."""
 ATTEMPTS = 9
 """How often Tune asks S3 for one thing: with its pauses a minute of an endpoint that is away."""
+KEPT = ("experiment_state-", "callback-states-", ("basic-variant-state-", "searcher-state-"))
+"""What names of Tune's files begin with, of a grid's or a searcher's. Without the last, Tune ends
+a search that it restores without trying what is left."""
 RETRIES = 2
 """How often Tune starts a trial again, as when its process died; the store keeps what was done."""
 
@@ -151,8 +154,24 @@ def search(
     telling: says what goes on; Tune itself says nothing. StoreUnavailableError where Tune's own
     files stayed out of reach.
     """
+    place = _Place.of(objective, wanted)
+    new = partial(_tuner, objective, wanted, place, telling)
     try:
-        return _search(objective, wanted, telling)
+        if not place.begun:
+            return new().fit()
+        log.info("continuing %s", wanted.experiment)
+        # Made for a search that was begun, too: it leaves its settings where `restore` reads them,
+        # so that this command's budget and concurrency hold.
+        new(begun=True)
+        try:
+            return _restored(objective, wanted, place).fit()
+        except NotRestoredError:
+            log.warning(
+                "what Tune kept of %s is damaged: the search begins anew, its GPU-hours counted "
+                "from now; what the store has is not done again",
+                wanted.experiment,
+            )
+            return new().fit()
     except OSError as error:  # what pyarrow raises
         raise StoreUnavailableError(
             f"Tune's files of {wanted.experiment} in the store stayed out of reach ({error}): the "
@@ -160,41 +179,66 @@ def search(
         ) from error
 
 
-def _search(objective: Objective, wanted: Search, telling: tune.Callback | None) -> tune.ResultGrid:
+@dataclass(frozen=True)
+class _Place:
+    """Where Tune keeps a search."""
+
+    folder: str
+    path: str
+    filesystem: fs.FileSystem | None
+
+    @classmethod
+    def of(cls, objective: Objective, wanted: Search) -> _Place:
+        store = next(iter(objective.settings.values())).store
+        return cls(folder(store), f"{folder(store)}/{wanted.experiment}", _filesystem(store))
+
+    @property
+    def begun(self) -> bool:
+        """Whether another command began it and lived until Tune had kept all that it needs."""
+        if not tune.Tuner.can_restore(self.path, storage_filesystem=self.filesystem):
+            return False
+        listed = (self.filesystem or fs.LocalFileSystem()).get_file_info(fs.FileSelector(self.path))
+        names = [info.base_name for info in listed]
+        return all(any(name.startswith(kind) for name in names) for kind in KEPT)
+
+
+def _tuner(
+    objective: Objective,
+    wanted: Search,
+    place: _Place,
+    telling: tune.Callback | None,
+    begun: bool = False,
+) -> tune.Tuner:
     setting = next(iter(objective.settings.values()))
-    where, filesystem = folder(setting.store), _filesystem(setting.store)
-    path = f"{where}/{wanted.experiment}"
-    trainable = tune.with_resources(_function(objective), RESOURCES)
-    begun = tune.Tuner.can_restore(path, storage_filesystem=filesystem)
-    # Made for a search that was begun, too: it leaves its settings where `restore` reads them,
-    # so that this command's budget and concurrency hold.
-    tuner = tune.Tuner(
-        trainable,
+    budget = Budget(wanted.max_gpu_hours, setting.cluster.training_gpus, begun)
+    return tune.Tuner(
+        _trainable(objective),
         param_space=dict(wanted.space),
         tune_config=_tune_config(setting, wanted),
         run_config=tune.RunConfig(
             name=wanted.experiment,
-            storage_path=where,
-            storage_filesystem=filesystem,
-            callbacks=[
-                Budget(wanted.max_gpu_hours, setting.cluster.training_gpus),
-                *([telling] if telling else []),
-            ],
+            storage_path=place.folder,
+            storage_filesystem=place.filesystem,
+            callbacks=[budget, *([telling] if telling else [])],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
-    if begun:
-        log.info("continuing %s", wanted.experiment)
-        tuner = tune.Tuner.restore(
-            path,
-            trainable,
-            resume_unfinished=True,
-            restart_errored=True,
-            param_space=dict(wanted.space),
-            storage_filesystem=filesystem,
-        )
-    return tuner.fit()
+
+
+def _restored(objective: Objective, wanted: Search, place: _Place) -> tune.Tuner:
+    return tune.Tuner.restore(
+        place.path,
+        _trainable(objective),
+        resume_unfinished=True,
+        restart_errored=True,
+        param_space=dict(wanted.space),
+        storage_filesystem=place.filesystem,
+    )
+
+
+def _trainable(objective: Objective) -> Any:
+    return tune.with_resources(_function(objective), RESOURCES)
 
 
 def _function(objective: Objective) -> Callable[[Mapping[str, Any]], None]:

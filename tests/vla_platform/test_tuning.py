@@ -1,5 +1,6 @@
 """Searches: names, refusals, budgets, continuing, what is stopped, flat figures."""
 
+import json
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -302,6 +303,50 @@ def test_what_tells_is_kept_where_ray_has_put_its_own_print(monkeypatch):
     telling = Telling(say, str, total=1)
     monkeypatch.setattr("builtins.print", lambda *_, **__: None)
     assert cloudpickle.loads(cloudpickle.dumps(telling)).say is say
+
+
+def _cut(search_folder):
+    newest = max(search_folder.glob("experiment_state-*"))
+    newest.write_bytes(newest.read_bytes()[:100])
+
+
+def _empty(search_folder):
+    """As Tune leaves it after a restore that failed, and cannot restore."""
+    newest = max(search_folder.glob("experiment_state-*"))
+    state = json.loads(newest.read_text())
+    newest.write_text(json.dumps(state | {"trial_data": []}))
+
+
+def _partly(search_folder):
+    for path in search_folder.glob("basic-variant-state-*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _partly], ids=lambda each: each.__name__)
+def test_a_search_that_tune_cannot_restore_begins_anew(tmp_path, ray_cluster, damage):
+    """The trainable stands for one that finds what is done in the store."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def train(config):
+        (begun / f"{config['rate']} {time.time_ns()}").touch()
+        tune.report({"success": config["rate"], "gpu_hours": 1.0, "training": False})
+
+    def tried():
+        return [float(path.name.split()[0]) for path in begun.iterdir()]
+
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    train.settings = {"tabletop": setting(tmp_path / "store")}
+    wanted = Search("lr", {"rate": tune.grid_search(rates)})
+    for budget in (1.5, 2.5):  # Tune fails at what it has restored before
+        search(train, replace(wanted, max_gpu_hours=budget))
+    assert 0.1 in tried() and 0.6 not in tried()
+    damage(tmp_path / "store" / "tune" / wanted.experiment)
+    found = search(train, wanted)
+    assert sorted(each.metrics["success"] for each in found) == rates
+    assert tried().count(0.1) == 2
+    search(train, wanted)
+    assert tried().count(0.1) == 2, "it is restored again"
 
 
 def test_tunes_state_lies_beside_the_rows(tmp_path):
