@@ -124,6 +124,16 @@ class Benchmark:
     """Instructions in a row that an episode asks for; an outcome is the completed share."""
     simulator_args: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """ValueError for a row that contradicts itself, which would show after the training."""
+        if unlimited := [task for task in self.tasks if self.step_limit(task) < 1]:
+            raise ValueError(f"{self.name} has no step limit for {unlimited}: name them or '*'")
+        if not self.horizons or not all(1 <= one <= self.chunk for one in self.horizons):
+            raise ValueError(f"{self.name}: horizons {self.horizons} are not in 1..{self.chunk}")
+        steps, checkpoints = self.recipe.steps, self.recipe.checkpoints
+        if checkpoints and (checkpoints[-1] != steps or list(checkpoints) != sorted(checkpoints)):
+            raise ValueError(f"{self.name}: checkpoints {checkpoints} do not ascend to {steps}")
+
     def step_limit(self, task: str) -> int:
         return self.step_limits.get(task, self.step_limits.get("*", 0))
 
@@ -251,7 +261,10 @@ class Simulator(Protocol):
         ...
 
     def fingerprint(self) -> Dict[str, str]:
-        """Package versions, renderer and assets hash: what can change an outcome."""
+        """Package versions, renderer, assets' and adapter's hashes: what can change an outcome.
+
+        Stored episodes count as long as it is the same; the row's rules are added to it.
+        """
         ...
 
     def close(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from envs.process import (
     build_command,
     home,
     interpreter_for,
+    python_variable,
 )
 
 CHUNK = 4
@@ -52,6 +54,10 @@ ADVICE: Tuple[Tuple[str, str], ...] = (
     (
         r"ModuleNotFoundError|ImportError|No module named",
         f"its packages are incomplete: {REBUILD}",
+    ),
+    (
+        r"AttributeError|TypeError|NameError|KeyError|IndexError|ValueError|malformed message",
+        "the adapter in envs/ or its benchmark's row is likely wrong: read the message above",
     ),
     (r"longer than", "it hangs: look for a driver that other processes hold, or a full disk"),
     (r"SIGKILL", "the machine may be out of memory: start fewer simulators"),
@@ -160,6 +166,9 @@ def advice_for(problem: str, simulator: str) -> str:
 
 def _rebuild(simulator: str) -> str:
     """`make` alone takes a finished environment for a complete one."""
+    named = python_variable(simulator)
+    if os.environ.get(named):
+        return f"install what it needs for {os.environ[named]}, which {named} names"
     return f"remove {home() / 'simulators' / simulator} and run `make {simulator}`"
 
 

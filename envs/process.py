@@ -46,24 +46,30 @@ EXECUTE_TIMEOUT = 120.0
 DEMONSTRATE_TIMEOUT = 900.0
 
 
+def python_variable(simulator: str) -> str:
+    """The environment variable that names its Python."""
+    return f"VLA_{simulator.upper()}_PYTHON"
+
+
 def interpreter_for(simulator: str) -> str:
     """The Python that runs a simulator: VLA_<NAME>_PYTHON, else its environment under `home()`."""
-    variable = f"VLA_{simulator.upper()}_PYTHON"
-    configured = os.environ.get(variable)
+    configured = os.environ.get(python_variable(simulator))
     if not configured and (simulator in EMBEDDED or ":" in simulator):
         return sys.executable
     path = configured or str(home() / "simulators" / simulator / "bin" / "python")
     if not os.access(path, os.X_OK):
-        remedy = f"{build_command(simulator)} or set {variable}"
-        raise SimulatorMissing(f"No interpreter for simulator {simulator!r} at {path}: {remedy}.")
+        raise SimulatorMissing(
+            f"No interpreter for simulator {simulator!r} at {path}: {build_command(simulator)}."
+        )
     return path
 
 
 def build_command(simulator: str) -> str:
-    """How to build a simulator's interpreter: Make has a target for each list of packages."""
+    """How to get a simulator's interpreter: Make has a target for each list of packages."""
     listed = f"infra/simulators/requirements-{simulator}.txt"
     first = "" if (ROOT / listed).exists() else f"list its packages in {listed}, then "
-    return f"{first}run `make {simulator}`"
+    named = python_variable(simulator)
+    return f"{first}run `make {simulator}`, or name a Python that has them: {named}=PATH"
 
 
 def require_interpreters(simulators: Iterable[str]) -> None:

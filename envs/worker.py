@@ -24,6 +24,7 @@ import numpy as np
 
 from envs import wire
 from envs.api import ACTION_DIM, ActionSpec, Benchmark, TrainingRecipe, did_you_mean
+from envs.hashing import stable_hash
 from envs.wire import Message
 
 SIMULATORS = {
@@ -33,6 +34,9 @@ SIMULATORS = {
     "simpler": "envs.simpler:Simpler",
 }
 """Adapter class of each simulator; "module:Class" is accepted in place of a name."""
+
+RULES = ("step_limits", "success_rule", "chain", "simulator_args")
+"""Fields of a benchmark's row that change what comes of an episode."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -77,6 +81,7 @@ class Session:
     def __init__(self, simulator: str) -> None:
         self.name = simulator
         self.simulator: Any = None
+        self.rules = ""
         self.handlers: Dict[str, Callable[[Message], Message]] = {
             "open": self.open,
             "reset": self.reset,
@@ -103,7 +108,9 @@ class Session:
     def open(self, message: Message) -> Message:
         if self.simulator is not None:
             return error("message 'open' came twice")
-        self.simulator = load_adapter(self.name, benchmark_of(message.value("benchmark", dict)))
+        row = message.value("benchmark", dict)
+        self.simulator = load_adapter(self.name, benchmark_of(row))
+        self.rules = stable_hash({name: row[name] for name in RULES})[:16]
         limit = getattr(self.simulator, "episodes_per_process", None)
         return Message(
             "ready", {"python": platform.python_version(), "episodes_per_process": limit}
@@ -130,7 +137,8 @@ class Session:
         return wire.snapshot_message(self.simulator.snapshot())
 
     def fingerprint(self, message: Message) -> Message:
-        return Message("fingerprint", {"fingerprint": self.simulator.fingerprint()})
+        found = {**self.simulator.fingerprint(), "rules": self.rules}
+        return Message("fingerprint", {"fingerprint": found})
 
     def close(self) -> None:
         if self.simulator is not None:

@@ -10,6 +10,7 @@ Entries that tables share are trained once; the same command continues after any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -20,7 +21,9 @@ from vla_platform.store import Store, open_store
 from vla_platform.study import Study
 from vla_platform.tables import aligned, standing_text
 
+from envs.api import Benchmark
 from envs.benchmarks import benchmark
+from envs.worker import has_expert
 from vlm4vla import cost, fits, laptop, science
 from vlm4vla.run import Run
 from vlm4vla.stages import stage_of
@@ -117,7 +120,8 @@ def show_tables(
 ) -> None:
     """rows: of the entries that have a score."""
     for name in dict.fromkeys(entry.table for entry in wanted):
-        shape = " (shape only)" if small and name not in laptop.LEARNED else ""
+        cut = any(made.steps != e.run.steps for e, made in wanted.items() if e.table == name)
+        shape = " (shape only)" if small and cut else ""
         lines = [["row", "column", "seed", study_cli.BEST, "in the paper", "policy"]]
         lines += [cells(e, made.seed, rows.get(e)) for e, made in wanted.items() if e.table == name]
         print(f"\n{name}{shape}\n{aligned(lines)}")
@@ -138,7 +142,7 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
 
     @cache
     def data(name: str) -> str | None:
-        return args.dataset or artifacts.published_dataset(store, benchmark(name).dataset)
+        return args.dataset or there(store, benchmark(name))
 
     plan = Plan(chosen, study_cli.seeds(args), stored, args.benchmarks, data)
     runs = runs_of(args, chosen, small=False).values()
@@ -150,12 +154,26 @@ def dry_run(args: cli.argparse.Namespace, chosen: tuple[Table | Figure, ...]) ->
         print("\n  ".join(["Data to prepare first:", *missing]))
     if args.preset == "laptop":
         tiny = set(runs_of(args, chosen, small=True).values())
-        usual = benchmark(laptop.BENCHMARK).recipe.steps
+        steps = sum(run.steps or benchmark(run.benchmark).recipe.steps for run in tiny)
         print(
             "Other presets run that. The laptop's, without --dry-run, is its tiny counterpart on "
-            f"{laptop.BENCHMARK}: {len(tiny)} runs, {sum(r.steps or usual for r in tiny):,} steps."
+            f"{', '.join(sorted({run.benchmark for run in tiny}))}: {len(tiny)} runs, {steps:,} "
+            "steps."
         )
     return 0
+
+
+def there(store: Store, row: Benchmark) -> str | None:
+    """Id of the data in the store that a benchmark is trained on; None where that is not plain.
+
+    An expert's carry the benchmark's name; which of several it is, its simulator alone could say.
+    """
+    published = artifacts.published_dataset(store, row.dataset)
+    if published or not has_expert(row.simulator):
+        return published
+    with suppress(ValueError):
+        return artifacts.published_dataset(store, row.name)
+    return None
 
 
 def saved_steps(store: Store, run: str) -> Sequence[int]:

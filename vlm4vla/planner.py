@@ -175,4 +175,7 @@ def main(arguments: list[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(main() + "\n")
+    try:
+        sys.stdout.write(main() + "\n")
+    except ValueError as error:
+        sys.exit(f"error: {error}")

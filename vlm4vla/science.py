@@ -13,6 +13,7 @@ from vlm4vla.selection import confirmation_states, select
 from vlm4vla.sequential import hopeless, order
 from vlm4vla.stages import stage_of
 from vlm4vla.train import train
+from vlm4vla.weights import require_start
 
 __all__ = [
     "Engine",
@@ -27,6 +28,7 @@ __all__ = [
     "order",
     "prepare_questions",
     "require_fit",
+    "require_start",
     "score_stage",
     "select",
     "stage_of",

@@ -8,9 +8,11 @@ for it. Entries whose runs have one id are one training, in whichever tables the
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from string import Formatter
 from typing import Any
 
 from envs.api import Benchmark, did_you_mean
@@ -85,6 +87,19 @@ class Table:
     row: str
     column: str
     grids: tuple[Grid, ...]
+
+    def __post_init__(self) -> None:
+        """ValueError where entries of different runs would stand in one place."""
+        for grid in self.grids:
+            axes = {axis.name for axis in grid.axes}
+            if axes - (told := self._words()) or told - axes - {"backbone", "benchmark"}:
+                raise ValueError(
+                    f"{self.name}: its row and column are made of {sorted(told)}, its runs vary "
+                    f"backbone, benchmark, {', '.join(sorted(axes)) or 'nothing else'}"
+                )
+
+    def _words(self) -> set[str]:
+        return {word for _, word, _, _ in Formatter().parse(self.row + self.column) if word}
 
     @property
     def title(self) -> str:
@@ -204,7 +219,15 @@ _ROWS = (
     ),
     _table(10, "aux_calvin", _ROW + "{aux}", "avg_len", *_AUX_GRIDS),
 )
-TABLES: Mapping[str, Table] = {row.name: row for row in _ROWS}
+
+
+def _by_name(rows: Sequence[Table]) -> Mapping[str, Table]:
+    if twice := [name for name, n in Counter(row.name for row in rows).items() if n > 1]:
+        raise ValueError(f"{', '.join(twice)} is there twice: give the new table a free number")
+    return {row.name: row for row in rows}
+
+
+TABLES = _by_name(_ROWS)
 _FIGURES = (
     Figure("figure3", "Figure 3: general capability of VLMs and of policies", ("table1", "table2")),
     Figure("figure4", "Figure 4: auxiliary tasks over checkpoints", ("table10",), "every"),

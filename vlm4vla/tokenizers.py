@@ -36,6 +36,7 @@ _WORDS = """
 TINY_WORDS = tuple(_WORDS.split())
 TINY_CHARACTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,?!:;'-")
 TINY_VOCABULARY = (*TINY_SPECIAL, *TINY_CELLS, *TINY_WORDS, *TINY_CHARACTERS)
+"""What a new family's prompts need beside it goes to the end: shipped weights know the ids."""
 TINY_SIZE = 256
 """Ids of a tiny model; those past the vocabulary are spare."""
 
@@ -68,7 +69,8 @@ class TinyTokenizer:
     """Whole words of the tabletop's language; any other word falls back to its characters."""
 
     _pieces = re.compile(
-        "|".join(re.escape(token) for token in (*TINY_SPECIAL, *TINY_CELLS)) + r"|\w+|[^\w\s]"
+        "|".join(re.escape(token) for token in TINY_VOCABULARY if token[0] in "<\n")
+        + r"|\w+|[^\w\s]"
     )
 
     def __init__(self) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from vlm4vla.backbones import Backbone
+from vlm4vla.backbones import Backbone, backbone
 from vlm4vla.families import family_of
+from vlm4vla.run import Run
 from vlm4vla.sources import remedy, source_of
 
 logger = logging.getLogger(__name__)
@@ -75,16 +76,28 @@ def pretrained(
     except OSError as error:
         raise FileNotFoundError(
             f"no weights for {row.name!r}: {source} cannot be read ({error}). {remedy(row)}, or "
-            "train with init='scratch'."
+            "train from random weights (--init scratch)."
         ) from error
 
 
-def _tiny_pretrained(row: Backbone, file: Path, dtype: torch.dtype) -> PreTrainedModel:
+def require_start(run: Run) -> None:
+    """FileNotFoundError where a run on a tiny row has no weights to start from; loads nothing."""
+    row = backbone(run.backbone)
+    if row.tiny and run.init == "pretrained" and run.aux is None:
+        _require(row, tiny_file(row))
+
+
+def _require(row: Backbone, file: Path) -> None:
     if not file.exists():
         raise FileNotFoundError(
-            f"no pretrained weights for {row.name!r}: {file} does not exist. Make it with "
-            f"`python jobs/pretrain_tiny.py`, or train with init='scratch'."
+            f"no pretrained weights for {row.name!r}: {file} does not exist. Make it (ten to "
+            f"twenty minutes) with `.venv/bin/python jobs/pretrain_tiny.py --backbone {row.name}`,"
+            " or train from random weights (--init scratch)."
         )
+
+
+def _tiny_pretrained(row: Backbone, file: Path, dtype: torch.dtype) -> PreTrainedModel:
+    _require(row, file)
     vlm = unfilled(row, dtype)
     weights = load_file(file)
     if LM_HEAD in dict(vlm.named_parameters()) and LM_HEAD not in weights:

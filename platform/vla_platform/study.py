@@ -113,6 +113,8 @@ class Study:
         found = self.standings(runs)
         left = [run for run, standing in found.items() if standing is None]
         if left:
+            for run in left:
+                self.science.require_start(run)
             self.science.require_fit([run.backbone for run in left], self.cluster, CLUSTERS)
             self.say(f"{len(left)} of {len(runs)} runs are not scored yet")
             self.search(wanted, make_run, runs)

@@ -103,6 +103,9 @@ class Sweep(Player):
     def run(self, runs: Sequence[Training], setting: Setting, trials: Trials) -> Report:
         """Everything that is missing, then the scores of everything."""
         report, together = Report(dataset=setting.dataset), self.cluster.together
+        for run in runs:
+            if not trained(setting, run):
+                run.require_start()
         for first in range(0, len(runs), together):
             group = runs[first : first + together]
             self._train(group, setting, report)

@@ -43,6 +43,7 @@ class Science(Judge, StageScience, Protocol):
     def require_fit(
         self, names: Sequence[str], cluster: Cluster, presets: Mapping[str, Cluster]
     ) -> None: ...
+    def require_start(self, run: Any) -> None: ...
 
 
 class AnyRun(Protocol):
@@ -92,7 +93,8 @@ class Watch:
 @dataclass(frozen=True)
 class Training:
     """One run to be trained. id, profile: the run's. make_job: see `training.MakeJob`. stage:
-    what its backbone is fine-tuned on first, if anything."""
+    what its backbone is fine-tuned on first, if anything. require_start: raises where there is
+    nothing to start from."""
 
     name: str
     id: str
@@ -100,6 +102,7 @@ class Training:
     make_job: training.MakeJob
     stage: Stage | None = None
     profile: str = "paper"
+    require_start: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ def training_of(setting: Setting, run: AnyRun) -> Training:
     )
     name = run.backbone if run.policy == "action_query" else f"{run.backbone} {run.policy}"
     stage = start_of(run, science, setting.stages)
-    return Training(name, run.id(row), run.steps, make_job, stage, run.profile)
+    require = partial(science.require_start, run)
+    return Training(name, run.id(row), run.steps, make_job, stage, run.profile, require)
 
 
 def steps(setting: Setting, run: Training) -> list[int]:
@@ -200,6 +204,8 @@ def ensure_trained(setting: Setting, *runs: Training, watch: Watch | None = None
 def _train(setting: Setting, runs: Sequence[Training]) -> None:
     """Train the runs, of which the store keeps why the first did not come to its end."""
     try:
+        for run in runs:
+            run.require_start()
         ensure_dataset(setting)
         tasks = [_task(setting, run) for run in runs]
         training.fit(setting.science.train, tasks, setting.store, setting.cluster)

@@ -29,7 +29,9 @@ def test_a_missing_simulator_says_how_to_build_it(monkeypatch, tmp_path, capsys)
     monkeypatch.setenv("VLA_HOME", str(tmp_path))
     monkeypatch.delenv("VLA_LIBERO_PYTHON", raising=False)
     assert main(["preflight", "libero"]) == 1
-    assert capsys.readouterr().out == "libero: not installed (run `make libero`)\n"
+    said = capsys.readouterr().out
+    assert said.startswith("libero: not installed (run `make libero`, or name a Python")
+    assert said.count("\n") == 1
 
 
 def test_missing_assets_are_a_caveat_with_advice():
@@ -76,10 +78,17 @@ def test_blank_and_noisy_frames_are_told_from_pictures():
         ("its scores are not valid: the checkout lacks a.glb b.dae", "`make libero SRC=FOLDER`"),
         ("took longer than 300 s for 'reset' and was killed", "hangs"),
         ("ended during 'execute' with signal SIGKILL", "memory"),
+        ("AttributeError: 'Dot' object has no attribute 'fingerprint'", "adapter in envs/"),
     ],
 )
 def test_advice_fits_the_problem(problem, advice):
     assert advice in preflight.advice_for(problem, "libero")
+
+
+def test_a_named_python_is_not_to_be_removed(monkeypatch):
+    monkeypatch.setenv("VLA_LIBERO_PYTHON", "/opt/python")
+    said = preflight.advice_for("ModuleNotFoundError: No module named 'robosuite'", "libero")
+    assert "for /opt/python, which VLA_LIBERO_PYTHON names" in said and "remove" not in said
 
 
 def test_a_problem_is_told_in_a_few_lines():

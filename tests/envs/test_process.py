@@ -143,7 +143,7 @@ def test_wrong_arguments_never_reach_the_child(fake):
 def test_a_missing_interpreter_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("VLA_HOME", str(tmp_path))
     monkeypatch.delenv("VLA_LIBERO_PYTHON", raising=False)
-    with pytest.raises(SimulatorMissing, match=r"run `make libero` or set VLA_LIBERO_PYTHON"):
+    with pytest.raises(SimulatorMissing, match=r"run `make libero`, or name .* VLA_LIBERO_PYTHON"):
         interpreter_for("libero")
     with pytest.raises(
         SimulatorMissing, match=r"list its packages in .*requirements-dot\.txt, then"
@@ -247,3 +247,26 @@ def test_the_tabletop_runs_in_a_child():
         assert image.dtype == np.uint8
         assert process.execute(np.zeros((2, 7))).steps == 2
         assert process.fingerprint()
+
+
+def _fingerprint(row):
+    with SimulatorProcess(row) as process:
+        return process.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step_limits": {"*": 7}},
+        {"success_rule": "last_step"},
+        {"simulator_args": {"anything": 1}},
+        {"chain": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_rows_rules_are_in_its_fingerprint(changes):
+    """Or scores would count episodes that were played by others."""
+    row = next(iter(tabletop.BENCHMARKS.values()))
+    found, known = (_fingerprint(each) for each in (dataclasses.replace(row, **changes), row))
+    assert found.pop("rules") != known.pop("rules")
+    assert found == known

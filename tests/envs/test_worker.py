@@ -1,6 +1,7 @@
 """The wire format and the worker's answers to what it should never be sent."""
 
 import ast
+import dataclasses
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from envs import wire
 from envs.api import Demonstration, Observation, StepResult, as_json
+from envs.benchmarks import BENCHMARKS
 from envs.child import ROOT
 from envs.wire import Message
 from envs.worker import Session, benchmark_of, load_adapter
@@ -162,3 +164,22 @@ def test_an_unknown_simulator_names_the_closest():
 @pytest.mark.parametrize("path", CHILD_FILES, ids=lambda path: path.stem)
 def test_child_files_parse_on_python_3_8(path):
     ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"step_limits": {"raech": 9}}, "tabletop has no step limit for"),
+        ({"horizons": (8, 4)}, r"horizons \(8, 4\) are not in 1..4"),
+        ({"horizons": ()}, "horizons"),
+        ({"recipe": ("checkpoints", (20, 60))}, r"checkpoints \(20, 60\) do not ascend to"),
+        ({"recipe": ("checkpoints", (2000, 1000))}, "do not ascend"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused(changes, said):
+    row = BENCHMARKS["tabletop"]
+    if "recipe" in changes:
+        field, value = changes["recipe"]
+        changes = {"recipe": dataclasses.replace(row.recipe, **{field: value})}
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(row, **changes)

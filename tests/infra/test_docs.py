@@ -101,6 +101,18 @@ print(sum(p.numel() for p in policy.parameters()))
     assert int(out.stdout) > 100_000, out.stderr
 
 
+@pytest.mark.full
+def test_the_suite_holds_for_what_is_added(tree):
+    """The paper's numbers are tested for what the paper has."""
+    for title in ("A backbone", "A simulator", "An ablation"):
+        follow(tree, title, VLA_DOT_PYTHON=sys.executable)
+    shutil.copytree(ROOT / "tests", tree / "tests")
+    names = ("backbones", "study", "fits", "capability")
+    files = " ".join(f"tests/vlm4vla/test_{name}.py" for name in names)
+    out = run(tree, f"python -m pytest -q -n0 -p no:cacheprovider {files}", {})
+    assert out.returncode == 0, out.stdout[-3000:] + out.stderr
+
+
 def assert_reported(tree, made):
     """The report of a store with one finished run has its number, without one of the paper."""
     row, store = benchmark(made.benchmark), Builder(str(tree / "store"))

@@ -8,10 +8,10 @@ import pytest
 from vla_platform.cluster import CLUSTERS
 
 from vlm4vla import fits
-from vlm4vla.backbones import full_rows
+from vlm4vla.audit import paper_tables
 
 MIXTURE = "qwen3vl-30b-a3b"
-PAPER = [row.name for row in full_rows()]
+PAPER = list(paper_tables()["table9_architecture"].rows)
 ON_GPUS = CLUSTERS["cluster"]
 
 
