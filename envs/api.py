@@ -77,7 +77,7 @@ class TrainingRecipe:
     batch: int
     lr: float
     checkpoints: Tuple[int, ...]
-    """Steps whose checkpoints are evaluated, ascending; the last equals `steps`."""
+    """Steps whose checkpoints are evaluated, ascending; the last step's always is."""
     normalisation: str = "quantile"
     """A chain of `vlm4vla.data.normalise`, for the `paper` profile."""
     augmentation: str = "none"
@@ -130,9 +130,9 @@ class Benchmark:
             raise ValueError(f"{self.name} has no step limit for {unlimited}: name them or '*'")
         if not self.horizons or not all(1 <= one <= self.chunk for one in self.horizons):
             raise ValueError(f"{self.name}: horizons {self.horizons} are not in 1..{self.chunk}")
-        steps, checkpoints = self.recipe.steps, self.recipe.checkpoints
-        if checkpoints and (checkpoints[-1] != steps or list(checkpoints) != sorted(checkpoints)):
-            raise ValueError(f"{self.name}: checkpoints {checkpoints} do not ascend to {steps}")
+        steps, points = self.recipe.steps, self.recipe.checkpoints
+        if list(points) != sorted(points) or not all(1 <= point <= steps for point in points):
+            raise ValueError(f"{self.name}: checkpoints {points} do not ascend in 1..{steps}")
 
     def step_limit(self, task: str) -> int:
         return self.step_limits.get(task, self.step_limits.get("*", 0))
