@@ -15,13 +15,13 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 log = logging.getLogger(__name__)
 
 
-class NotRestoredError(Exception):
-    """Tune could not read what it had kept of a search, and would end it without a trial."""
-
-
 GPU_HOURS, TRAINING = "gpu_hours", "training"
 """What a trial reports: GPU-hours of its training so far, and whether that is under way."""
 Trials = list[Trial]
+
+
+class NotRestoredError(Exception):
+    """Tune could not read what it had kept of a search, and would end it without a trial."""
 
 
 @dataclass

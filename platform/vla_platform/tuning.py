@@ -43,9 +43,10 @@ RESOURCES: dict[str, float] = {"CPU": 0, "memory": 2**20}
 """A trial only waits: cores are for its training and rollouts. Tune refuses to take nothing."""
 ATTEMPTS = 9
 """How often Tune asks S3 for one thing: with its pauses a minute of an endpoint that is away."""
-KEPT = ("experiment_state-", "callback-states-", ("basic-variant-state-", "searcher-state-"))
-"""What names of Tune's files begin with, of a grid's or a searcher's. Without the last, Tune ends
-a search that it restores without trying what is left."""
+KEPT = ("experiment_state-", "callback-states-")
+GRIDS, OPTUNAS = (*KEPT, "basic-variant-state-"), (*KEPT, "search_gen_state-", "searcher-state-")
+"""What the names of Tune's files begin with. Without a searcher's own, Tune ends a search that it
+restores without trying what is left."""
 RETRIES = 2
 """How often Tune starts a trial again, as when its process died; the store keeps what was done."""
 
@@ -186,11 +187,14 @@ class _Place:
     folder: str
     path: str
     filesystem: fs.FileSystem | None
+    kept: tuple[str, ...]
 
     @classmethod
     def of(cls, objective: Objective, wanted: Search) -> _Place:
         store = next(iter(objective.settings.values())).store
-        return cls(folder(store), f"{folder(store)}/{wanted.experiment}", _filesystem(store))
+        path = f"{folder(store)}/{wanted.experiment}"
+        kept = OPTUNAS if wanted.optuna else GRIDS
+        return cls(folder(store), path, _filesystem(store), kept)
 
     @property
     def begun(self) -> bool:
@@ -199,7 +203,7 @@ class _Place:
             return False
         listed = (self.filesystem or fs.LocalFileSystem()).get_file_info(fs.FileSelector(self.path))
         names = [info.base_name for info in listed]
-        return all(any(name.startswith(kind) for name in names) for kind in KEPT)
+        return all(any(name.startswith(kind) for name in names) for kind in self.kept)
 
 
 def _tuner(

@@ -145,7 +145,7 @@ def test_hosts_are_shared_by_work_and_never_more_than_episodes():
 def test_the_longest_go_first_and_the_unlucky_wait(monkeypatch):
     clock = SimpleNamespace(now=5.0)
     monkeypatch.setattr(waiting_room, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    row = replace(ROW, step_limits={"reach": 10, "push": 40})
+    row = replace(ROW, step_limits={"*": 10, "push": 40})
     order = [assignment(row, task) for task in ("reach", "push", "reach")]
     waiting = Waiting(order)
     assert waiting.demand() == {"tabletop": Demand(3, 60)}
