@@ -152,14 +152,18 @@ class Benchmark:
             raise did_you_mean("task of " + self.name, name, self.tasks)
         return name
 
-    def choose_horizon(self, horizon: Optional[int]) -> int:
-        """An allowed horizon; half the chunk for None. ValueError outside 1..chunk."""
+    def choose_horizon(self, horizon: Optional[int], chunk: Optional[int] = None) -> int:
+        """An allowed horizon; half the chunk for None. ValueError outside 1..chunk.
+
+        chunk: a policy's that predicts more or fewer actions than the row says.
+        """
+        most = chunk or self.chunk
         if horizon is None:
-            return self.horizons[len(self.horizons) // 2]
-        if not 1 <= horizon <= self.chunk:
+            return min(most, self.horizons[len(self.horizons) // 2])
+        if not 1 <= horizon <= most:
             raise ValueError(
-                f"{self.name} predicts {self.chunk} actions at a time, so the horizon is "
-                f"1 to {self.chunk}, not {horizon}."
+                f"{most} actions are predicted at a time on {self.name}, so the horizon is "
+                f"1 to {most}, not {horizon}."
             )
         return horizon
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from envs.api import ActionSpec, Benchmark, did_you_mean
@@ -56,7 +56,7 @@ class Candidate:
         """An allowed horizon; half the benchmark's chunk for None."""
         if self.chunk is None:
             return self.row.choose_horizon(asked) if asked is None else _positive(asked)
-        return replace(self.row, chunk=self.chunk).choose_horizon(asked)
+        return self.row.choose_horizon(asked, self.chunk)
 
 
 def candidates(

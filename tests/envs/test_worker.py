@@ -183,3 +183,12 @@ def test_a_row_that_contradicts_itself_is_refused(changes, said):
         changes = {"recipe": dataclasses.replace(row.recipe, **{field: value})}
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(row, **changes)
+
+
+def test_a_horizon_is_within_what_the_policy_predicts():
+    row = BENCHMARKS["calvin"]
+    assert (row.choose_horizon(None), row.choose_horizon(None, chunk=3)) == (5, 3)
+    assert row.choose_horizon(16, chunk=16) == 16
+    for horizon, chunk in ((11, None), (4, 3), (0, None)):
+        with pytest.raises(ValueError, match=f"1 to {chunk or 10}, not {horizon}"):
+            row.choose_horizon(horizon, chunk)
