@@ -173,6 +173,8 @@ def search(
                 wanted.experiment,
             )
             return new().fit()
+    except ConnectionError:  # of Ray itself
+        raise
     except OSError as error:  # what pyarrow raises
         raise StoreUnavailableError(
             f"Tune's files of {wanted.experiment} in the store stayed out of reach ({error}): the "
