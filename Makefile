@@ -69,7 +69,8 @@ bench-data: $(READY)  ## prepared data beside data as published and lerobot's lo
 bench-scale: $(READY)  ## the study on 8 to 256 GPUs, simulated, beside what ran here (docs/scale.md)
 	PYTHONPATH=.:platform $(BIN)/python -m tests.bench.bench_scale --json tests/bench/scale.json
 
-bench-serving: $(READY)  ## requests per second of a served policy, batched against one by one
+bench-serving: $(READY)  ## requests per second of a served policy, batched, one by one, and openpi's server, fetched first
+	@test -d $${VLA_HOME:-$$HOME/.vla}/peers/openpi || bash tests/bench/peer_openpi.sh || true
 	PYTHONPATH=.:platform $(BIN)/python tests/bench/bench_serving.py $(if $(QUICK),--turns 2) --json tests/bench/serving.json
 
 bench-overhead: $(READY)  ## a policy's forward and backward beside its bare VLM's

@@ -41,7 +41,12 @@ def arguments() -> cli.argparse.Namespace:
     parser.add_argument("--benchmark", default="tabletop", help="units and chunk of --backbone")
     parser.add_argument("--host", default=LOOPBACK, help="others than this machine need a token")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one")
-    parser.add_argument("--batch", type=cli.positive, default=16, help="observations per batch")
+    parser.add_argument(
+        "--batch",
+        type=cli.positive,
+        default=16,
+        help="observations per batch, which is computed whole: 1 for a single robot",
+    )
     parser.add_argument(
         "--horizon", type=cli.positive, help="actions of a chunk for vla-eval (default: half)"
     )

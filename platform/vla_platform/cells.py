@@ -25,10 +25,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CellRows:
-    """A cell's rows, each episode once, ordered by task, initial state and seed."""
+    """A cell's rows, each episode once, ordered by task, initial state and seed.
+
+    loose: how many of them no compacted file holds.
+    """
 
     table: pa.Table
     problems: tuple[Problem, ...] = ()
+    loose: int = 0
 
     def require_sound(self) -> pa.Table:
         """The table, or BrokenRowsError naming what cannot be trusted."""

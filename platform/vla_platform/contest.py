@@ -122,6 +122,7 @@ class Contest:
         self.stopped: set[Entrant] = set()
         self._known: dict[Entrant, dict[State, Episode]] = {}  # a key is hashed once
         self._completed: dict[Entrant, dict[str, float]] = {}  # rows never change: read once
+        self._loose: set[Entrant] = set()
 
     def enter(self, checkpoint: Checkpoint) -> dict[Entrant, float]:
         """Play a checkpoint at every horizon; mean outcomes so far, fewer states if hopeless.
@@ -135,8 +136,7 @@ class Contest:
                 self.outcomes[entrant] = outcomes
             self._stop_hopeless()
         for entrant in fresh:
-            done = self._episodes(entrant, self.order[: len(self.outcomes[entrant])])
-            self.ledger.compact(done[0].cell, done)
+            self._compact(entrant, self.order[: len(self.outcomes[entrant])])
         return {entrant: _mean(self.outcomes[entrant]) for entrant in fresh}
 
     def finish(self) -> Standing:
@@ -147,7 +147,7 @@ class Contest:
         confirmed = self._confirmation(full[winner])
         if confirmed:
             outcomes = self._played([winner], confirmed)[winner]
-            self.ledger.compact(self._cell(winner), self._episodes(winner, confirmed))
+            self._compact(winner, confirmed)
             selection = self.judge.select(full, _nested(confirmed, outcomes))
         played = sum(map(len, self.outcomes.values()))
         everything = self.competing * len(self.order)
@@ -175,31 +175,42 @@ class Contest:
     ) -> dict[Entrant, list[float]]:
         """Outcomes of the states, in their order, after playing those that have none."""
         episodes = {entrant: self._episodes(entrant, states) for entrant in entrants}
-        unread = {entrant: self._unread(entrant, wanted) for entrant, wanted in episodes.items()}
         left = [
             Assignment(entrant.checkpoint, self.benchmark, episode)
-            for entrant, wanted in unread.items()
-            if wanted
-            for episode in self.ledger.missing(wanted[0].cell, wanted)
+            for entrant, wanted in episodes.items()
+            for episode in self._missing(entrant, wanted)
         ]
         if left and self.play is None:
             raise UnplayedError(f"{len(left)} episodes of {left[0].checkpoint} have no row yet")
         if left and self.play is not None:
             self.play(left)
-        for entrant, wanted in unread.items():
-            if wanted:
-                self._completed[entrant] = self._read(wanted[0].cell)
+        for entrant, wanted in episodes.items():
+            if self._unread(entrant, wanted):
+                self._read(entrant)
         return {e: [self._completed[e][w.key] for w in wanted] for e, wanted in episodes.items()}
+
+    def _missing(self, entrant: Entrant, episodes: Sequence[Episode]) -> list[Episode]:
+        if entrant not in self._completed:
+            self._read(entrant)  # of a finished cell this one reading tells all
+        unread = self._unread(entrant, episodes)
+        return self.ledger.missing(self._cell(entrant), unread) if unread else []
 
     def _unread(self, entrant: Entrant, episodes: Sequence[Episode]) -> list[Episode]:
         known = self._completed.get(entrant, {})
         return [episode for episode in episodes if episode.key not in known]
 
-    def _read(self, cell: Cell) -> dict[str, float]:
-        """Outcomes of the cell's episodes by key."""
-        table = self.ledger.read(cell).require_sound()
+    def _read(self, entrant: Entrant) -> None:
+        """Outcomes of all the cell's episodes, by key."""
+        rows = self.ledger.read(self._cell(entrant))
+        table = rows.require_sound()
         pairs = zip(table["key"].to_pylist(), table["completed"].to_pylist(), strict=True)
-        return {key: completed / self.benchmark.chain for key, completed in pairs}
+        self._completed[entrant] = {key: done / self.benchmark.chain for key, done in pairs}
+        if rows.loose:
+            self._loose.add(entrant)
+
+    def _compact(self, entrant: Entrant, states: Sequence[State]) -> None:
+        if entrant in self._loose:
+            self.ledger.compact(self._cell(entrant), self._episodes(entrant, states))
 
     def _episodes(self, entrant: Entrant, states: Sequence[State]) -> list[Episode]:
         cell, known = self._cell(entrant), self._known.setdefault(entrant, {})

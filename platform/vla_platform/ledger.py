@@ -90,9 +90,10 @@ class Ledger:
         names = self._loose_keys(cell)  # first: what is pruned after this is in the files
         tables = list(self._compacted(cell, problems))
         done = {key for table in tables for key in table["key"].to_pylist()}
-        tables += self._read_loose(cell, sorted(names - done), problems)
-        table = pa.concat_tables([ROWS.empty_table(), *tables])
-        return CellRows(_each_once(table, cell, problems).sort_by(_ORDER), tuple(problems))
+        loose = sorted(names - done)
+        tables += self._read_loose(cell, loose, problems)
+        table = _each_once(pa.concat_tables([ROWS.empty_table(), *tables]), cell, problems)
+        return CellRows(table.sort_by(_ORDER), tuple(problems), len(loose))
 
     def missing(self, cell: Cell, episodes: Sequence[Episode]) -> list[Episode]:
         """Those of the episodes that have no row yet, in the order given."""

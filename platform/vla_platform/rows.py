@@ -23,19 +23,19 @@ _PLAIN = {"str": str, "int": int, "bool": bool, "float": float}
 
 def _check_types(record: Any) -> None:
     """TypeError for values that only look right: True, 1, 1.0 and numpy's 1 hash differently."""
-    for field in dataclasses.fields(record):
-        value, wanted = getattr(record, field.name), _PLAIN.get(str(field.type))
+    for name, field in record.__dataclass_fields__.items():
+        value, wanted = getattr(record, name), _PLAIN.get(field.type)
         if wanted is not None and type(value) is not wanted:
             raise TypeError(
-                f"{type(record).__name__}.{field.name} is {value!r} ({type(value).__name__});"
+                f"{type(record).__name__}.{name} is {value!r} ({type(value).__name__});"
                 f" give a plain {wanted.__name__}."
             )
         if wanted is int and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{type(record).__name__}.{field.name} does not fit 64 bits: {value}")
+            raise ValueError(f"{type(record).__name__}.{name} does not fit 64 bits: {value}")
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 @dataclass(frozen=True)

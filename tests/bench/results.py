@@ -139,7 +139,8 @@ def data_growth(found: Found) -> Iterable[str]:
 
 
 def serving(found: Found) -> Iterable[Ratio]:
-    yield Ratio("16 clients, batched server over one that answers one by one", found["ratio"], 3)
+    for what, ratio in found["ratios"].items():
+        yield Ratio(f"serving, {what}", ratio["median"], 1 if what.startswith("1 client") else 3)
 
 
 def sft(found: Found) -> Iterable[Ratio]:

@@ -159,6 +159,20 @@ def test_nobody_to_play_what_is_missing(ledger):
 def test_chains_count_their_completed_share(ledger):
     row = SimpleNamespace(**{**vars(TABLETOP), "chain": 5, "step_limit": TABLETOP.step_limit})
     contest = Contest(ledger, row, "print", rules(error=None), JUDGE, (100, 200))
-    episode = contest._episodes(Entrant(CHECKPOINTS[0], 4), [("reach", 0)])[0]
+    entrant, states = Entrant(CHECKPOINTS[0], 4), [("reach", 0)]
+    episode = contest._episodes(entrant, states)[0]
     ledger.commit(Row(episode, False, False, False, 1, 1, 0.0, 0.0, writer="w", completed=3))
-    assert contest._read(episode.cell) == {episode.key: 0.6}
+    assert contest._played([entrant], states) == {entrant: [0.6]}
+
+
+def test_a_finished_cell_is_read_once(ledger, monkeypatch):
+    hold(ledger, rules(), Player(ledger))
+    asked, get = [], type(ledger.store).get
+    monkeypatch.setattr(
+        type(ledger.store), "get", lambda store, key: asked.append(key) or get(store, key)
+    )
+    hold(ledger, rules(), None)
+    files = [key for key in asked if "/cell-" in key]
+    assert len({key.split("/")[1] for key in files}) == 4
+    assert len(files) == len(set(files)), "missing, reading and compacting each fetched it"
+    assert not any("/episodes/" in key for key in asked)
