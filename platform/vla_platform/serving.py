@@ -7,9 +7,11 @@ At the path of `vla_eval` the same policy speaks that harness's protocol.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +20,9 @@ from http import HTTPStatus
 from typing import Any
 
 import numpy as np
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
-from websockets.sync.server import Server, ServerConnection, serve
 
 from envs.api import ActionSpec, Observation
 from vla_platform import vla_eval
@@ -47,7 +49,7 @@ Resize = Callable[[np.ndarray], np.ndarray]
 
 
 class PolicyServer:
-    """One policy for any number of clients, each in a thread of its own.
+    """One policy for any number of clients: one thread answers them all, another computes.
 
     declared: what every client is told first; `policy` in it is the policy's identity.
     token: what clients must show; None admits everyone. batch: observations per batch.
@@ -69,25 +71,23 @@ class PolicyServer:
         self.horizon = horizon
         self.checkpoint = Checkpoint("served", 0, str(declared["policy"]))
         self.clients = 0
-        self._counting = threading.Lock()
         self.batcher = Batcher(lambda _: policy, batch, threads, company=lambda: self.clients)
 
-    def listen(self, host: str, port: int) -> Server:
-        """A bound server (port 0: any free one); `serve_forever` runs it, `shutdown` ends it.
+    def listen(self, host: str, port: int) -> Listening:
+        """A bound server (port 0: any free one).
 
         ValueError for an address that other machines reach, unless there is a token.
         """
         check_address(host, self.token)
-        # Browsers name an origin: a page on this machine must not steer a robot.
-        options: dict[str, Any] = {"origins": [None], "compression": None, "max_size": LARGEST}
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return serve(self._client, host, port, process_request=self._admit, **options)
+            return Listening(self, socket.create_server((host, port), family=family))
         except OSError as error:
             raise ValueError(
                 f"cannot serve at {host}:{port} ({error.strerror}): --port 0 takes any free one"
             ) from error
 
-    def _admit(self, line: ServerConnection, request: Request) -> Response | None:
+    def admit(self, line: ServerConnection, request: Request) -> Response | None:
         if request.path == HEALTH:
             return line.respond(HTTPStatus.OK, "OK\n")
         shown = request.headers.get("Authorization", "")
@@ -97,62 +97,94 @@ class PolicyServer:
             HTTPStatus.UNAUTHORIZED, "show the server's token: Authorization: Api-Key TOKEN\n"
         )
 
-    def _client(self, line: ServerConnection) -> None:
+    async def client(self, line: ServerConnection) -> None:
         try:
             with self._counted():
                 if line.request is not None and line.request.path == vla_eval.PATH:
-                    self._as_vla_eval(line)
+                    await self._as_vla_eval(line)
                 else:
-                    self._as_openpi(line)
+                    await self._as_openpi(line)
         except ConnectionClosed as error:
             log.info("a client left: %s", error)
 
-    def _as_openpi(self, line: ServerConnection) -> None:
-        line.send(pack(self.declared))
-        for count, message in enumerate(line):
-            line.send(self._reply(message, count))
+    async def _as_openpi(self, line: ServerConnection) -> None:
+        await line.send(pack(self.declared))
+        count = 0
+        async for message in line:
+            await line.send(await self._reply(message, count))
+            count += 1
 
-    def _as_vla_eval(self, line: ServerConnection) -> None:
+    async def _as_vla_eval(self, line: ServerConnection) -> None:
         spec = self.declared.get("action_spec")
         session = vla_eval.Session(self.answer, spec and ActionSpec(**spec), self.horizon)
-        for message in line:
-            if reply := session.reply(message):
-                line.send(reply)
+        async for message in line:
+            if reply := await session.reply(message):
+                await line.send(reply)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """A client asks once at a time, so no batch waits for more than are connected."""
-        with self._counting:
-            self.clients += 1
+        self.clients += 1
         try:
             yield
         finally:
-            with self._counting:
-                self.clients -= 1
+            self.clients -= 1
 
-    def _reply(self, message: str | bytes, count: int) -> str | bytes:
+    async def _reply(self, message: str | bytes, count: int) -> str | bytes:
         """The packed answer to a client's message number `count`, or a text about its fault."""
         began = time.perf_counter()
         try:
-            chunk = self.answer(observation_of(message, count))
+            chunk = await self.answer(observation_of(message, count))
         except ValueError as error:
             return f"{type(error).__name__}: {error}"
         took = 1000 * (time.perf_counter() - began)
         return pack({"actions": chunk, "server_timing": {"infer_ms": took}})
 
-    def answer(self, seen: Observation) -> np.ndarray:
+    async def answer(self, seen: Observation) -> np.ndarray:
         """The chunk float32 [k, 7] for what a client saw; ValueError says why there is none."""
         try:
             frame = self.resize(frame_of(seen.image)[None])[0]
             views = {name: frame_of(view) for name, view in seen.views.items()}
             asked = Observation(frame, seen.instruction, views, seen.state, seen.seed)
-            chunk = self.batcher.ask(self.checkpoint, asked).result()
+            chunk = await asyncio.wrap_future(self.batcher.ask(self.checkpoint, asked))
             return checked(chunk, len(chunk), "the policy")
         except ValueError:
             raise
         except Exception as error:
             log.exception("the policy failed")
             raise ValueError(f"the policy failed: {type(error).__name__}: {error}") from error
+
+
+class Listening:
+    """A policy server that is bound to `socket`."""
+
+    def __init__(self, server: PolicyServer, bound: socket.socket) -> None:
+        self.server, self.socket = server, bound
+        self._serving = threading.Event()
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def serve_forever(self) -> None:
+        """Answer clients in this thread, until `shutdown`."""
+        asyncio.run(self._serve())
+
+    def shutdown(self) -> None:
+        """End a `serve_forever` that another thread has begun or is about to begin."""
+        self._serving.wait()
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def _serve(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        # Browsers name an origin: a page on this machine must not steer a robot.
+        options: dict[str, Any] = {"origins": [None], "compression": None, "max_size": LARGEST}
+        admit, client = self.server.admit, self.server.client
+        async with serve(client, sock=self.socket, process_request=admit, **options):
+            self._serving.set()
+            await self._ended.wait()
 
 
 def check_address(host: str, token: str | None) -> None:

@@ -10,7 +10,7 @@ import io
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ MALFORMED = (
 )
 """What msgpack, numpy (its dtypes are parsed as Python) and Pillow raise for foreign bytes."""
 
-Answer = Callable[[Observation], np.ndarray]
+Answer = Callable[[Observation], Awaitable[np.ndarray]]
 """The chunk float32 [k, 7] for an observation; ValueError says what is wrong with it."""
 
 
@@ -124,7 +124,7 @@ class Session:
         self.left: deque[np.ndarray] = deque()
         self.looks = 0
 
-    def reply(self, data: str | bytes) -> bytes | None:
+    async def reply(self, data: str | bytes) -> bytes | None:
         """The message that answers a client's, if it wants one."""
         seq = 0
         try:
@@ -133,7 +133,7 @@ class Session:
                 specs = {"action_spec": dimensions(self.spec)} if self.spec else {}
                 return pack("hello", {**HELLO, "model_server": "vla_platform", **specs}, seq)
             if kind == "observation":
-                return pack("action", {"actions": self._next(payload)}, seq)
+                return pack("action", {"actions": await self._next(payload)}, seq)
             if kind not in SILENT:
                 raise ValueError(f"a message of type {kind!r:.99} is none that a client sends")
         except ValueError as error:
@@ -141,11 +141,11 @@ class Session:
         self.left.clear()  # an episode begins or ends
         return None
 
-    def _next(self, payload: dict[str, Any]) -> np.ndarray:
+    async def _next(self, payload: dict[str, Any]) -> np.ndarray:
         seen = observation_of(payload, self.looks)  # also where its answer is there already
         if not self.left:
             self.looks += 1
-            self.left.extend(self.answer(seen)[: self.horizon])
+            self.left.extend((await self.answer(seen))[: self.horizon])
         return self.left.popleft()
 
 

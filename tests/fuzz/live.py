@@ -17,10 +17,9 @@ from random import Random
 
 import numpy as np
 from vla_platform import remote, vla_eval
-from vla_platform.serving import PolicyServer
+from vla_platform.serving import Listening, PolicyServer
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
-from websockets.sync.server import Server as WebSocketServer
 
 from envs import wire
 from envs.api import Observation
@@ -113,7 +112,7 @@ class Server:
         self.path, self.count = path, 0
         self.url = ""
         self.line: ClientConnection | None = None
-        self.server: WebSocketServer | None = None
+        self.server: Listening | None = None
 
     def start(self) -> str:
         if not self.url:
