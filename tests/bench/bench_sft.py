@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,7 @@ def ours(folder: Path, rounds: int, batch: int) -> None:
         folder / "questions",
         folder / "scratch",
         Engine(optimiser="fused"),
-        log_every=4,
+        log_every=1,  # turns count reports
     )
     try:
         train(job, TakingTurns(Dropped(), Turns(folder, "ours", ORDER, rounds), batch))
@@ -85,7 +86,8 @@ def contest(folder: Path, data: Path, rounds: int, batch: int, peer: Path) -> di
     finally:
         for process in started:
             process.kill()
-    return {n: json.loads((folder / f"{n}.json").read_text())["rate"] for n in ORDER}
+    turns = {n: json.loads((folder / f"{n}.json").read_text())["rates"] for n in ORDER}
+    return {name: statistics.median(rates) for name, rates in turns.items()}
 
 
 def main() -> int:

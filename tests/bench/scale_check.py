@@ -79,14 +79,15 @@ def looks(count: int = 10) -> Iterator[Line]:
 
 
 def horizons(folder: Path) -> Iterator[Line]:
-    """One process, rendered when somebody looks: steps per core-second by horizon."""
+    """Processes alone and in pairs, rendered when somebody looks: steps per core-second."""
     stored = json.loads((folder / "simulators.json").read_text())
     for name, simulator in Costs().simulators.items():
         found = next(value for key, value in stored.items() if key.startswith(name))
-        rows = [row for row in found["rows"] if row["horizon"]]
         steps = found["steps"]
         rate = lambda s, row, n=steps: n / _core_s(play(s, n, row["horizon"]))  # noqa: E731
-        yield from _by_factor(simulator, rows, rate, "steps_per_cpu_s", f"{name}, one process")
+        for processes, what in ((1, "one process"), (2, "two processes")):
+            rows = [r for r in found["rows"] if r["horizon"] and r["processes"] == processes]
+            yield from _by_factor(simulator, rows, rate, "steps_per_cpu_s", f"{name}, {what}")
 
 
 def _core_s(one: Play) -> float:
