@@ -81,11 +81,15 @@ class PolicyServer:
         check_address(host, self.token)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return Listening(self, socket.create_server((host, port), family=family))
+            bound = socket.create_server((host, port), family=family)
         except OSError as error:
             raise ValueError(
                 f"cannot serve at {host}:{port} ({error.strerror}): --port 0 takes any free one"
             ) from error
+        # Every line inherits it. asyncio, which would set it, takes this socket for no TCP one; a
+        # second answer would wait 40 ms for the first one's acknowledgement.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Listening(self, bound)
 
     def admit(self, line: ServerConnection, request: Request) -> Response | None:
         if request.path == HEALTH:

@@ -3,9 +3,9 @@
     make bench-sft
 
 Writes sft.json beside itself. Both train the same tiny backbone on the same questions with
-batches of the same size in fp32 on one thread, and take turns of about a second on the same
-machine, so whatever else runs there slows both. `to_trl` is our rate over theirs; both rates
-are all samples over all turns but the first. Each is as it comes: ours keeps decoded pictures
+batches of the same size in fp32 on one thread, and take turns of a few steps on the same machine,
+so whatever else runs there slows both. `to_trl` is our rate over theirs; both rates are medians of
+all turns but the first. Each is as it comes: ours keeps decoded pictures
 and prepares a batch while another is computed, TRL's default prepares each sample anew.
 """
 

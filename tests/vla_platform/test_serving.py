@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -181,6 +182,19 @@ def test_a_token_is_asked_of_every_client():
             headers = {"Authorization": f"{scheme} secret"}
             with client(url, additional_headers=headers) as line:
                 assert unpack(ask(line, 0))["actions"].shape == (4, 7)
+
+
+def test_an_answer_does_not_wait_for_the_last_ones_acknowledgement(policy, monkeypatch):
+    found, admit = [], PolicyServer.admit
+
+    def noting(server, line, request):
+        taken = line.transport.get_extra_info("socket")
+        found.append(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        return admit(server, line, request)
+
+    monkeypatch.setattr(PolicyServer, "admit", noting)
+    with serving_at(policy) as url, client(url):
+        assert found == [1]
 
 
 def test_web_pages_are_refused(url):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.vlm4vla import published
 from vlm4vla.data.calvin import Calvin
-from vlm4vla.data.frames import decode
+from vlm4vla.data.frames import decode, encode_jpeg
 from vlm4vla.data.libero_hdf5 import LiberoHdf5, moving
 from vlm4vla.data.rlds import Rlds, binary_gripper
 from vlm4vla.data.source import BadEpisodeError
@@ -297,6 +297,14 @@ def test_wrong_dimension_and_nan_in_calvin(tmp_path):
         source.read(0)
     with pytest.raises(BadEpisodeError, match=r"row 1: action 1 is not finite"):
         source.read(1)
+
+
+def test_a_jpeg_that_claims_gigapixels_is_damaged():
+    data = bytearray(encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+    height = data.index(b"\xff\xc0") + 5
+    data[height : height + 4] = b"\xff\x00\xff\x00"  # and the same of its width
+    with pytest.raises(ValueError, match="claims 65280 x 65280 pixels"):
+        decode(bytes(data))
 
 
 def test_a_png_with_a_broken_chunk_is_damaged():

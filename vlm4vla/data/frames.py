@@ -30,6 +30,8 @@ BLOCK = 256
 """Frames that a thread decodes at a time into a map."""
 JPEG = b"\xff\xd8"
 """A JPEG file's first bytes."""
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Pixels of a frame that Pillow refuses, too: a flipped bit in a head can ask for 12 GB."""
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -56,6 +58,9 @@ def decode(data: bytes) -> np.ndarray:
     """PNG or JPEG bytes to uint8 [H, W, 3]; ValueError when they are damaged."""
     try:
         if data[:2] == JPEG:  # the same pixels as Pillow's in two thirds of the time
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if height * width > LARGEST:
+                raise ValueError(f"its head claims {width} x {height} pixels")
             return simplejpeg.decode_jpeg(data)
         picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         return np.array(picture.convert("RGB"))  # writable, as torch asks
