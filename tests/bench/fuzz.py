@@ -50,7 +50,10 @@ class Turn:
         self.memory = mmap.mmap(-1, SHARED)
 
     def begin(self, number: int, found: Any) -> None:
-        data = pickle.dumps(found)[: SHARED - 16]
+        try:
+            data = pickle.dumps(found)[: SHARED - 16]
+        except RecursionError:
+            data = pickle.dumps("an input nested too deep to be kept")
         self.memory[16 : 16 + len(data)] = data
         self.memory[:16] = struct.pack("QQ", number, len(data))
 
